@@ -1,0 +1,1 @@
+"""The real-time gateway: sockets, protocol, fan-out and the publication log."""

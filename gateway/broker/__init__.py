@@ -1,0 +1,1 @@
+"""What crosses processes: the Broker contract and its implementations."""

@@ -1,0 +1,1 @@
+"""Every instrument declared once, and how Prometheus reads them."""

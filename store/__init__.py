@@ -1,0 +1,1 @@
+"""PostgreSQL through asyncpg: pool, embedded server, migrations, SQL by subject."""
