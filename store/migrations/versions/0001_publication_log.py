@@ -1,6 +1,6 @@
 """The publication log: streams, publications, idempotency keys and the publishers' fence."""
 
-from store.migrate import run_sql
+from store.revisions import run_sql
 
 revision = "0001"
 down_revision = None
