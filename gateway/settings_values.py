@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SecretStr
 
 HMAC_SECRET_BYTES_MIN = 32
 """RFC 7518, 3.2: a key of at least the hash's size; 32 bytes for HS256."""
 
 API_KEY_LENGTH_MIN = 16
 """Short enough to type, too long to guess over a network."""
+
+MODEL_CONFIG = ConfigDict(
+    extra="forbid",
+    frozen=True,
+    hide_input_in_errors=True,
+    use_attribute_docstrings=True,
+    validate_default=True,
+)
+"""How every model of settings behaves; validating defaults lets a check compare two fields even
+when only one of them was set."""
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -231,7 +241,12 @@ def _join_pem_lines(value: object) -> object:
     return value.replace("\\n", "\n").strip() if isinstance(value, str) else value
 
 
+Count = Annotated[int, Field(ge=0)]
+CountAboveZero = Annotated[int, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+Duration = Annotated[Seconds, Field(gt=0)]
+DurationOrZero = Annotated[Seconds, Field(ge=0)]
 Moment = Annotated[float, BeforeValidator(parse_moment)]
 Origin = Annotated[str, AfterValidator(parse_origin)]
 Network = Annotated[IPNetwork, BeforeValidator(parse_network)]
