@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt import PyJWK
-from jwt.algorithms import Algorithm, get_default_algorithms
+from jwt.algorithms import get_default_algorithms
 from jwt.exceptions import PyJWTError
 
 HMAC_ALGORITHMS = ("HS256", "HS384", "HS512")
@@ -46,11 +46,6 @@ class VerifyKey:
         if algorithm not in self.algorithms:
             return False
         return _ALGORITHMS[algorithm].verify(signing_input, self.key, signature)
-
-
-def algorithm(name: str) -> Algorithm:
-    """PyJWT's implementation of a JWS algorithm that some key kind here may use."""
-    return _ALGORITHMS[name]
 
 
 def hmac_key(secret: str, kid: str | None = None) -> VerifyKey:
