@@ -1,0 +1,1 @@
+"""Developer commands: thin shell entries and the Python behind them."""

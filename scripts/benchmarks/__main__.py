@@ -1,0 +1,130 @@
+"""`scripts/bench`: measures, prints a table, writes JSON. See docs/benchmarks.md.
+
+Ends with 0 whether or not the aims are met, because a busy machine is no failure; with 1 when
+something did not work, such as a delivery that was lost; with 2 on wrong arguments.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Collection
+from datetime import UTC, datetime
+from pathlib import Path
+
+from scripts.benchmarks import report, stages
+from scripts.benchmarks.arena import Cores, arena
+from scripts.benchmarks.children import ROOT, BenchmarkFailed
+from scripts.benchmarks.plan import DEFAULT, QUICK, Plan, Stage
+from scripts.benchmarks.rows import Row
+
+_RESULTS = ROOT / "bench-results"
+# Descriptors that a server or a load process needs besides one per client.
+_SPARE_DESCRIPTORS = 200
+
+
+def main() -> int:
+    """Runs what the command line asks for; returns the exit status."""
+    options = _arguments()
+    began = datetime.now(UTC)
+    plan = _fitted(QUICK if options.quick else DEFAULT)
+    try:
+        with tempfile.TemporaryDirectory(prefix="capegate-bench-") as name:
+            folder = Path(name)
+            folder.chmod(0o711)  # root's PostgreSQL runs as another user, who has to pass through
+            rows = asyncio.run(_run(plan, options.only, folder))
+    except BenchmarkFailed as failure:
+        print(f"scripts/bench: {failure}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("scripts/bench: interrupted", file=sys.stderr)
+        return 130
+    path = options.json or _RESULTS / f"{began:%Y%m%dT%H%M%SZ}.json"
+    report.write_json(path, plan, rows, began)
+    print(f"\n{report.machine_line()}\n\n{report.table(rows)}\n\nwritten to {path}")
+    return 0
+
+
+async def _run(plan: Plan, wanted: Collection[Stage], folder: Path) -> list[Row]:
+    task = asyncio.current_task()
+    assert task is not None
+    # As Ctrl-C does: cancelled, so that every child is ended on the way out.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    rows: list[Row] = []
+    async for more in _stages(plan, wanted, folder):
+        rows.extend(more)
+    return rows
+
+
+async def _stages(plan: Plan, wanted: Collection[Stage], folder: Path) -> AsyncIterator[list[Row]]:
+    """Each stage with servers of its own, so that none inherits another's heap or sockets."""
+    cores = Cores.of_this_machine()
+    if {Stage.MEMORY, Stage.FANOUT} & set(wanted):
+        _say(f"{plan.crowd:,} clients: memory, fan-out")
+        async with arena(folder, cores) as servers:
+            yield await stages.crowd(servers, plan, wanted)
+    if {Stage.FANOUT, Stage.BURST} & set(wanted):
+        _say(f"{plan.audience:,} clients: fan-out, bursts")
+        async with arena(folder, cores) as servers:
+            yield await stages.audience(servers, plan, wanted)
+    if Stage.CONNECTS in wanted:
+        _say("connects")
+        async with arena(folder, cores) as servers:
+            yield await stages.connects(servers, plan)
+    if Stage.DURABLE in wanted:
+        _say("durable publishes")
+        async with arena(folder, cores) as servers:
+            yield await stages.durable(servers, plan, folder)
+    if Stage.LATENCY in wanted:
+        _say("latency under load")
+        async with arena(folder, cores) as servers:
+            for seed, pacing in enumerate(plan.latency_loads):
+                yield await stages.latency(servers, plan, pacing, seed)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure the gateway against a baseline run beside it.",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: within 45 seconds")
+    parser.add_argument(
+        "--only",
+        type=_stage_names,
+        default=list(Stage),
+        metavar="NAMES",
+        help=f"comma-separated: {', '.join(Stage)}",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where to write (default: bench-results/)"
+    )
+    return parser.parse_args()
+
+
+def _stage_names(text: str) -> list[Stage]:
+    try:
+        return [Stage(name.strip()) for name in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; known are {', '.join(Stage)}") from None
+
+
+def _fitted(plan: Plan) -> Plan:
+    """Raises the limit of open files, for the children too, and fits the crowd into it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY or hard >= plan.crowd + _SPARE_DESCRIPTORS:
+        return plan
+    crowd = hard - _SPARE_DESCRIPTORS
+    _say(f"only {hard:,} open files are allowed: measuring {crowd:,} clients, not {plan.crowd:,}")
+    return dataclasses.replace(plan, crowd=crowd)
+
+
+def _say(line: str) -> None:
+    print(f"· {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

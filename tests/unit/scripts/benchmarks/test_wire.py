@@ -1,0 +1,68 @@
+import pytest
+from aiohttp._websocket.helpers import websocket_mask
+
+from scripts.benchmarks import wire
+
+
+def unmasked(frame: bytes, header_bytes: int) -> bytes:
+    key = frame[header_bytes : header_bytes + 4]
+    payload = bytearray(frame[header_bytes + 4 :])
+    websocket_mask(key, payload)
+    return bytes(payload)
+
+
+@pytest.mark.parametrize(
+    ("size", "header"),
+    [
+        (0, b"\x81\x80"),
+        (125, b"\x81\xfd"),
+        (126, b"\x81\xfe\x00\x7e"),
+        (65_535, b"\x81\xfe\xff\xff"),
+        (65_536, b"\x81\xff\x00\x00\x00\x00\x00\x01\x00\x00"),
+    ],
+)
+def test_client_frames_are_masked_and_carry_their_length(size: int, header: bytes) -> None:
+    payload = bytes(number % 251 for number in range(size))
+
+    frame = wire.client_frame(payload)
+
+    assert frame.startswith(header)
+    assert unmasked(frame, len(header)) == payload
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 65_536])
+def test_server_frames_split_into_their_payloads(size: int) -> None:
+    payloads = [b"a" * size, b"b"]
+
+    frames = b"".join(map(wire.server_frame, payloads))
+
+    assert wire.split_frames(frames) == (payloads, b"")
+
+
+@pytest.mark.parametrize("size", [3, 126, 65_536])
+def test_a_frame_that_is_cut_anywhere_is_left_over(size: int) -> None:
+    whole, cut = wire.server_frame(b"whole"), wire.server_frame(b"c" * size)
+
+    for length in {*range(min(len(cut), 20)), len(cut) - 1}:
+        assert wire.split_frames(whole + cut[:length]) == ([b"whole"], cut[:length])
+
+
+def test_anything_but_a_text_frame_is_an_error() -> None:
+    close = b"\x88\x02\x0b\xb9"
+
+    with pytest.raises(wire.UnexpectedFrame, match="0x88"):
+        wire.split_frames(wire.server_frame(b"text") + close)
+
+
+def test_the_top_offset_is_read_from_the_reply() -> None:
+    assert wire.position_in(b'{"id":1,"history":{"offset":4711,"epoch":"x"}}') == 4711
+
+
+def test_a_position_without_an_offset_is_zero() -> None:
+    assert wire.position_in(b'{"id":1,"history":{"epoch":"x"}}') == 0
+
+
+def test_publications_are_counted_over_all_payloads() -> None:
+    push = wire.publication_push("live:a", b'"x"')
+
+    assert wire.count_publications([push + b"\n" + push, b"{}", push]) == 3
