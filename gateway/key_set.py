@@ -31,7 +31,6 @@ class KeySet:
         *,
         where: str,
         interval: float,
-        keys: tuple[VerifyKey, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
@@ -42,8 +41,8 @@ class KeySet:
         self._is_fresh = False
         self._reading: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self.keys = keys
-        self._by_id = _by_id(keys)
+        self.keys: tuple[VerifyKey, ...] = ()
+        self._by_id: dict[str, VerifyKey] = {}
 
     def get(self, kid: str) -> VerifyKey | None:
         """The key of that id, if the set holds one."""
@@ -102,9 +101,5 @@ class KeySet:
         if keys != self.keys:
             log.info("read %d token keys from %s", len(keys), self._where)
         self.keys = keys
-        self._by_id = _by_id(keys)
+        self._by_id = {key.kid: key for key in keys if key.kid is not None}
         self._is_fresh = True
-
-
-def _by_id(keys: tuple[VerifyKey, ...]) -> dict[str, VerifyKey]:
-    return {key.kid: key for key in keys if key.kid is not None}

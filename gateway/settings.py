@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
 )
 
-from gateway.protocol.channels import Namespaces
+from gateway.protocol.channels import ChannelOptions, Namespaces
 from gateway.settings_channels import (
     DEVELOPMENT_CHANNEL,
     DEVELOPMENT_NAMESPACE,
@@ -444,7 +444,12 @@ class Settings(BaseModel):
         return namespaces
 
     def namespaces(self) -> Namespaces:
-        """The channel options by namespace.
+        """The channel options by namespace, as `channel_options` says."""
+        default, named = self.channel_options()
+        return Namespaces(default, named)
+
+    def channel_options(self) -> tuple[ChannelOptions, dict[str, ChannelOptions]]:
+        """The options of channels without a namespace, and those of each namespace by its name.
 
         In development, channels without a namespace and the demo page's namespace are open unless
         they are configured.
@@ -455,7 +460,7 @@ class Settings(BaseModel):
             named.setdefault(DEVELOPMENT_NAMESPACE, DEVELOPMENT_CHANNEL.options())
             if "channel" not in self.model_fields_set:
                 default = DEVELOPMENT_CHANNEL
-        return Namespaces(default.options(), named)
+        return default.options(), named
 
     @property
     def has_token_key(self) -> bool:

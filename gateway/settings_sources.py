@@ -45,7 +45,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.source}): {self.message}"
+        source = "not set" if self.source == DEFAULT_SOURCE else self.source
+        return f"{self.name} ({source}): {self.message}"
 
 
 class SettingsError(Exception):

@@ -37,7 +37,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 6048
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
 _SECONDS_HELP = 'write a number of seconds, or a text such as "300s", "10m", "12h" or "7d"'
 _MOMENT_HELP = "write a moment with its offset, such as 2030-01-31T12:00:00Z, or seconds since 1970"
-_POSTGRES_SCHEMES = ("postgresql", "postgres")
+_POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg")
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -215,12 +215,6 @@ def _check_url_scheme(value: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
     scheme, separator, _ = value.get_secret_value().partition("://")
     if not separator or scheme not in schemes:
         raise ValueError(f"must begin with {schemes[0]}://; write it as a URL")
-    try:
-        _ = urlsplit(value.get_secret_value()).port
-    except ValueError:
-        raise ValueError(
-            "isn't a URL; percent-encode what is special in its user or password"
-        ) from None
     return value
 
 
