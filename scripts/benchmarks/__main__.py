@@ -11,12 +11,12 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from scripts.benchmarks import report, stages
-from scripts.benchmarks.arena import Cores, arena
+from scripts.benchmarks.arena import Arena, Cores, arena
 from scripts.benchmarks.children import ROOT, BenchmarkFailed
 from scripts.benchmarks.plan import DEFAULT, QUICK, Plan, Stage
 from scripts.benchmarks.rows import Row
@@ -24,6 +24,8 @@ from scripts.benchmarks.rows import Row
 _RESULTS = ROOT / "bench-results"
 # Descriptors that a server or a load process needs besides one per client.
 _SPARE_DESCRIPTORS = 200
+
+Measure = Callable[[Arena], Awaitable[list[Row]]]
 
 
 def main() -> int:
@@ -54,35 +56,30 @@ async def _run(plan: Plan, wanted: Collection[Stage], folder: Path) -> list[Row]
     # As Ctrl-C does: cancelled, so that every child is ended on the way out.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     rows: list[Row] = []
-    async for more in _stages(plan, wanted, folder):
-        rows.extend(more)
+    cores = Cores.of_this_machine()
+    for title, measure in _stages(plan, wanted, folder):
+        _say(title)
+        # Servers of its own, so that no stage inherits another's heap or sockets.
+        async with arena(folder, cores) as servers:
+            found = await measure(servers)
+            others = servers.others_busy()
+        rows.extend(dataclasses.replace(row, others_busy=others) for row in found)
     return rows
 
 
-async def _stages(plan: Plan, wanted: Collection[Stage], folder: Path) -> AsyncIterator[list[Row]]:
-    """Each stage with servers of its own, so that none inherits another's heap or sockets."""
-    cores = Cores.of_this_machine()
+def _stages(plan: Plan, wanted: Collection[Stage], folder: Path) -> Iterator[tuple[str, Measure]]:
     if {Stage.MEMORY, Stage.FANOUT} & set(wanted):
-        _say(f"{plan.crowd:,} clients: memory, fan-out")
-        async with arena(folder, cores) as servers:
-            yield await stages.crowd(servers, plan, wanted)
+        title = f"{plan.crowd:,} clients: memory, fan-out"
+        yield title, lambda servers: stages.crowd(servers, plan, wanted)
     if {Stage.FANOUT, Stage.BURST} & set(wanted):
-        _say(f"{plan.audience:,} clients: fan-out, bursts")
-        async with arena(folder, cores) as servers:
-            yield await stages.audience(servers, plan, wanted)
+        title = f"{plan.audience:,} clients: fan-out, bursts"
+        yield title, lambda servers: stages.audience(servers, plan, wanted)
     if Stage.CONNECTS in wanted:
-        _say("connects")
-        async with arena(folder, cores) as servers:
-            yield await stages.connects(servers, plan)
+        yield "connects", lambda servers: stages.connects(servers, plan)
     if Stage.DURABLE in wanted:
-        _say("durable publishes")
-        async with arena(folder, cores) as servers:
-            yield await stages.durable(servers, plan, folder)
+        yield "durable publishes", lambda servers: stages.durable(servers, plan, folder)
     if Stage.LATENCY in wanted:
-        _say("latency under load")
-        async with arena(folder, cores) as servers:
-            for seed, pacing in enumerate(plan.latency_loads):
-                yield await stages.latency(servers, plan, pacing, seed)
+        yield "latency under load", lambda servers: stages.latency(servers, plan)
 
 
 def _arguments() -> argparse.Namespace:

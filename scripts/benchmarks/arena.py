@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -91,6 +92,25 @@ class Arena:
     gateway: Side
     bare: Side
     database_pid: int | None
+    _began: float
+    _busy_before: float
+
+    def others_busy(self) -> float:
+        """The share of this machine's cores that went to processes not of this benchmark.
+
+        Since the arena was opened. What they take makes latencies longer and rates lower.
+        """
+        elapsed = time.monotonic() - self._began
+        busy = procfs.machine_busy_seconds() - self._busy_before
+        ours = sum(
+            procfs.cpu_seconds(pid) + procfs.reaped_cpu_seconds(pid)
+            for side in (self.gateway, self.bare)
+            for pid in (side.pid, side.load.pid)
+        )
+        if self.database_pid is not None:
+            ours += procfs.tree_cpu_seconds(self.database_pid)
+        cores = os.cpu_count() or 1
+        return max(busy - ours, 0.0) / (elapsed * cores)
 
 
 @asynccontextmanager
@@ -99,6 +119,7 @@ async def arena(folder: Path, cores: Cores) -> AsyncIterator[Arena]:
 
     The gateway's data stays in `folder`, so that a later arena starts faster.
     """
+    began, busy_before = time.monotonic(), procfs.machine_busy_seconds()
     secret = secrets.token_urlsafe(32)
     port = _free_port()
     async with (
@@ -108,7 +129,13 @@ async def arena(folder: Path, cores: Cores) -> AsyncIterator[Arena]:
         LoadProcess.start(Target(bare_port, bare_pid), cores.load) as bare_load,
     ):
         database_pid = _postmaster(folder)
-        yield Arena(Side(pid, gateway_load), Side(bare_pid, bare_load), database_pid)
+        yield Arena(
+            Side(pid, gateway_load),
+            Side(bare_pid, bare_load),
+            database_pid,
+            began,
+            busy_before,
+        )
 
 
 @asynccontextmanager

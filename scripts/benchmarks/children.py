@@ -80,6 +80,7 @@ class LoadProcess:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self.pid = process.pid
 
     @classmethod
     @asynccontextmanager

@@ -32,7 +32,13 @@ def tree_cpu_seconds(pid: int) -> float:
             total += cpu_seconds(member)
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return total + _reaped_cpu_seconds(pid)
+    return total + reaped_cpu_seconds(pid)
+
+
+def reaped_cpu_seconds(pid: int) -> float:
+    """CPU time of a process's children that have ended."""
+    fields = _stat(pid)
+    return (int(fields[13]) + int(fields[14])) / _TICKS_PER_SECOND
 
 
 def resident_bytes(pid: int) -> int:
@@ -60,6 +66,14 @@ def command_line(pid: int) -> list[str]:
     return (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
+def machine_busy_seconds() -> float:
+    """CPU time that all cores together have spent on anything, time stolen by a host included."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = (
+        int(field) for field in (_PROC / "stat").read_text().split("\n", 1)[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_SECOND
+
+
 def pin(pid: int, core: int) -> None:
     """Keep every thread of a process, and what it starts from now on, on one core."""
     for thread in (_PROC / str(pid) / "task").iterdir():
@@ -85,8 +99,3 @@ def _stat(pid: int) -> list[str]:
 def _cpu_seconds_by_ticks(pid: int) -> float:
     fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
-
-
-def _reaped_cpu_seconds(pid: int) -> float:
-    fields = _stat(pid)
-    return (int(fields[13]) + int(fields[14])) / _TICKS_PER_SECOND

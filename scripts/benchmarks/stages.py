@@ -189,8 +189,15 @@ async def durable(arena: Arena, plan: Plan, folder: Path) -> list[Row]:
     ]
 
 
-async def latency(arena: Arena, plan: Plan, pacing: Pacing, seed: int) -> list[Row]:
-    """From publish to delivery under a steady load, durable against a bare relay."""
+async def latency(arena: Arena, plan: Plan) -> list[Row]:
+    """From publish to delivery under each steady load, durable against a bare relay."""
+    rows = []
+    for seed, pacing in enumerate(plan.latency_loads):
+        rows.extend(await _latency(arena, plan, pacing, seed))
+    return rows
+
+
+async def _latency(arena: Arena, plan: Plan, pacing: Pacing, seed: int) -> list[Row]:
     channels = [f"{KEPT}:room-{seed}-{number}" for number in range(pacing.channels)]
     subscribers = pacing.channels * pacing.subscribers_per_channel
     gather = Gather(subscribers, channels, plan.connects_in_flight, timed=True)
