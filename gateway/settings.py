@@ -85,8 +85,8 @@ class Settings(BaseModel):
     """The TCP port to listen on; 0 takes any free one. 8000 is what people try first."""
 
     internal_port: Port | None = None
-    """A second port for the server API and metrics, which then aren't on the first one. Not set:
-    a single port is simpler, and both are guarded without it."""
+    """A second port for the server API and metrics, which then aren't on the first one. Not set,
+    because one port is simpler; set it where the first one is open to the world."""
 
     data_dir: FilePath = Path("data")
     """The folder of the embedded database and of the secrets made at the first start. Relative to

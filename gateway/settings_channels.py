@@ -47,7 +47,7 @@ class ChannelSettings(BaseModel):
     """Users subscribe without a subscription token."""
 
     allow_subscribe_for_anonymous: bool = False
-    """Anonymous connections subscribe without a subscription token."""
+    """Anonymous connections may, too, what `allow_subscribe_for_client` lets users do."""
 
     allow_publish_for_client: bool = False
     """Users publish, subscribed or not."""
@@ -56,7 +56,7 @@ class ChannelSettings(BaseModel):
     """Users publish while they are subscribed."""
 
     allow_publish_for_anonymous: bool = False
-    """Anonymous connections publish."""
+    """Anonymous connections may, too, what lets users publish."""
 
     allow_presence_for_client: bool = False
     """Users ask for presence, subscribed or not."""
@@ -65,7 +65,7 @@ class ChannelSettings(BaseModel):
     """Users ask for presence while they are subscribed."""
 
     allow_presence_for_anonymous: bool = False
-    """Anonymous connections ask for presence."""
+    """Anonymous connections may, too, what lets users ask for presence."""
 
     allow_history_for_client: bool = False
     """Users ask for history, subscribed or not."""
@@ -74,7 +74,7 @@ class ChannelSettings(BaseModel):
     """Users ask for history while they are subscribed."""
 
     allow_history_for_anonymous: bool = False
-    """Anonymous connections ask for history."""
+    """Anonymous connections may, too, what lets users ask for history."""
 
     channel_regex: Regex = ""
     """What a channel's name behind its namespace must match (searched for, so anchor it). Empty
