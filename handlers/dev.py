@@ -70,7 +70,7 @@ def _foreign(request: web.Request, allowed_hosts: Collection[str]) -> str | None
     if site not in (None, "same-origin", "none"):
         return "Another web site asked for this token; only the page of this server may."
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+    if origin is not None and origin.lower().partition("://")[2] != request.host.lower():
         return f"The origin of the request isn't this server ({request.host})."
     if not _host_is_trusted(request.host, allowed_hosts):
         return (

@@ -1,0 +1,1 @@
+"""Tests of the HTTP handlers, each without the rest of the gateway."""
