@@ -1,3 +1,5 @@
+# shellcheck shell=bash
+#
 # Shared by scripts/serve and scripts/test: one Python environment per purpose, installed when what
 # it is made from has changed, and left alone otherwise. Sourced by bash; sets `root`.
 

