@@ -25,6 +25,7 @@ from gateway.keys import (
     EDDSA_ALGORITHMS,
     HMAC_ALGORITHMS,
     RSA_ALGORITHMS,
+    Kind,
     VerifyKey,
     hmac_key,
     parse_pem,
@@ -264,15 +265,12 @@ def _decode(segment: bytes) -> bytes:
 
 def _configured_keys(settings: Settings) -> dict[str, VerifyKey]:
     """The keys that were configured one by one, by the algorithms they verify."""
-    keys = [
-        parse_pem(pem, kind)
-        for pem, kind in (
-            (settings.token_rsa_public_key, "RSA"),
-            (settings.token_ecdsa_public_key, "ECDSA"),
-            (settings.token_eddsa_public_key, "EdDSA"),
-        )
-        if pem is not None
-    ]
+    pems: tuple[tuple[str | None, Kind], ...] = (
+        (settings.token_rsa_public_key, "RSA"),
+        (settings.token_ecdsa_public_key, "ECDSA"),
+        (settings.token_eddsa_public_key, "EdDSA"),
+    )
+    keys = [parse_pem(pem, kind) for pem, kind in pems if pem is not None]
     if settings.token_hmac_secret is not None:
         keys.append(hmac_key(settings.token_hmac_secret.get_secret_value()))
     return {algorithm: key for key in keys for algorithm in key.algorithms}

@@ -6,7 +6,7 @@ it would like to be verified with, so an RSA key can't be mistaken for an HMAC s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -23,10 +23,17 @@ RSA_ALGORITHMS = ("RS256", "RS384", "RS512")
 ECDSA_ALGORITHMS = ("ES256", "ES384", "ES512")
 EDDSA_ALGORITHMS = ("EdDSA",)
 
+Kind = Literal["RSA", "ECDSA", "EdDSA"]
+
 RSA_BITS_MIN = 2048
 """RFC 7518, 3.3: "A key of size 2048 bits or larger MUST be used"."""
 
 _ALGORITHMS = get_default_algorithms()
+_BY_KIND: dict[Kind, tuple[str, ...]] = {
+    "RSA": RSA_ALGORITHMS,
+    "ECDSA": ECDSA_ALGORITHMS,
+    "EdDSA": EDDSA_ALGORITHMS,
+}
 _ECDSA_BY_CURVE = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
 
@@ -48,13 +55,13 @@ class VerifyKey:
         return _ALGORITHMS[algorithm].verify(signing_input, self.key, signature)
 
 
-def hmac_key(secret: str, kid: str | None = None) -> VerifyKey:
+def hmac_key(secret: str) -> VerifyKey:
     """A shared secret, as UTF-8."""
-    return VerifyKey(kid, HMAC_ALGORITHMS, secret.encode())
+    return VerifyKey(None, HMAC_ALGORITHMS, secret.encode())
 
 
-def parse_pem(text: str, kind: str) -> VerifyKey:
-    """Read a PEM public key that must be of the kind "RSA", "ECDSA" or "EdDSA".
+def parse_pem(text: str, kind: Kind) -> VerifyKey:
+    """Read a PEM public key that must be of the kind.
 
     Raises ValueError with what is wrong and what to do; never quotes the text.
     """
@@ -74,10 +81,8 @@ def parse_pem(text: str, kind: str) -> VerifyKey:
             "isn't a PEM public key; it begins with -----BEGIN PUBLIC KEY-----"
         ) from None
     algorithms = _algorithms_of(key)
-    if algorithms is None or algorithms[0] not in _of_kind(kind):
-        raise ValueError(
-            f"isn't a {kind} key that tokens can be signed with; give one of that kind"
-        )
+    if algorithms is None or algorithms[0] not in _BY_KIND[kind]:
+        raise ValueError(f"isn't a key that {kind} tokens are verified with; give one that is")
     _check_strength(key)
     return VerifyKey(None, algorithms, key)
 
@@ -150,11 +155,6 @@ def _algorithms_of(key: object) -> tuple[str, ...] | None:
     if isinstance(key, Ed25519PublicKey | Ed448PublicKey):
         return EDDSA_ALGORITHMS
     return None
-
-
-def _of_kind(kind: str) -> tuple[str, ...]:
-    kinds = {"RSA": RSA_ALGORITHMS, "ECDSA": ECDSA_ALGORITHMS, "EdDSA": EDDSA_ALGORITHMS}
-    return kinds[kind]
 
 
 def _check_strength(key: object) -> None:

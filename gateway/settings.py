@@ -43,12 +43,14 @@ from gateway.settings_values import (
     HttpUrl,
     Moment,
     Network,
+    Number,
     Origin,
     PemText,
     Port,
     PostgresUrl,
     RedisUrl,
     Seconds,
+    Whole,
     render,
 )
 
@@ -169,16 +171,16 @@ class Settings(BaseModel):
 
     # A connection's limits
 
-    message_size_max_bytes: Annotated[int, Field(ge=1024)] = 65_536
+    message_size_max_bytes: Annotated[Whole, Field(ge=1024)] = 65_536
     """The longest message a client may send. What public SDKs and their servers use."""
 
     channels_per_client_max: CountAboveZero = 128
     """Channels of one connection, server-side subscriptions included. What public servers use."""
 
-    channel_length_max: Annotated[int, Field(gt=0, le=1024)] = 255
+    channel_length_max: Annotated[Whole, Field(gt=0, le=1024)] = 255
     """The longest channel name, in characters. What public servers use."""
 
-    commands_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 200.0
+    commands_per_second: Annotated[Number, Field(gt=0)] = 200.0
     """Commands a connection may send in the long run. Far above what a person causes, far below
     what hurts others."""
 
@@ -186,7 +188,7 @@ class Settings(BaseModel):
     """Commands a connection may send at once: a full reconnect with `channels_per_client_max`
     subscriptions, several times over."""
 
-    write_buffer_high_bytes: Annotated[int, Field(ge=4096)] = 65_536
+    write_buffer_high_bytes: Annotated[Whole, Field(ge=4096)] = 65_536
     """Unread bytes from which on a client counts as slow and gets less: what the event loop
     itself takes for its high-water mark."""
 
@@ -266,7 +268,7 @@ class Settings(BaseModel):
     idempotency_window: DurationOrZero = 300.0
     """How long a repeated `idempotency_key` is recognised; longer than any sensible retry."""
 
-    recovery_page: Annotated[int, Field(gt=0, le=10_000)] = 256
+    recovery_page: Annotated[Whole, Field(gt=0, le=10_000)] = 256
     """Publications in one page of a recovery; one page of each channel is in memory at a time."""
 
     position_check_interval: Duration = 40.0
@@ -366,14 +368,14 @@ class Settings(BaseModel):
     def _key_is_usable(cls, pem: str | None, info: ValidationInfo) -> str | None:
         if pem is not None:
             # Late, because it takes longer than all the rest and most commands don't need it.
-            from gateway.keys import parse_pem  # noqa: PLC0415
+            from gateway.keys import Kind, parse_pem  # noqa: PLC0415
 
-            kinds = {
+            kinds: dict[str | None, Kind] = {
                 "token_rsa_public_key": "RSA",
                 "token_ecdsa_public_key": "ECDSA",
                 "token_eddsa_public_key": "EdDSA",
             }
-            parse_pem(pem, kinds[str(info.field_name)])
+            parse_pem(pem, kinds[info.field_name])
         return pem
 
     @field_validator("token_jwks_file")
@@ -440,7 +442,7 @@ class Settings(BaseModel):
                     f'holds "{namespace.name}" more than once; merge the two or rename one'
                 )
             seen.add(namespace.name)
-            _check_stream_outlives_history(namespace, info)
+            _check_stream_outlives_history(namespace, info, f"{namespace.name}: ")
         return namespaces
 
     def namespaces(self) -> Namespaces:
@@ -526,11 +528,13 @@ def load(
     return settings.with_sources(gathered.sources)
 
 
-def _check_stream_outlives_history(channel: ChannelSettings, info: ValidationInfo) -> None:
+def _check_stream_outlives_history(
+    channel: ChannelSettings, info: ValidationInfo, prefix: str = ""
+) -> None:
     stream_ttl = info.data.get("stream_ttl")
     if stream_ttl is not None and channel.history_ttl > stream_ttl:
         raise ValueError(
-            f"keeps history ({render(channel.history_ttl)} s) for longer than stream_ttl"
+            f"{prefix}keeps history ({render(channel.history_ttl)} s) for longer than stream_ttl"
             f" ({render(stream_ttl)} s); raise stream_ttl or lower history_ttl"
         )
 

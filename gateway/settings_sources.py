@@ -161,7 +161,7 @@ def _is_service_link(variable: str, value: str) -> bool:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else ""
 
 
@@ -169,19 +169,24 @@ def _dotted(location: tuple[int | str, ...], values: Mapping[str, Any]) -> str:
     """`("namespaces", 0, "presence")` becomes `namespaces.chat.presence`."""
     if not location:
         return "settings"
-    text = str(location[0])
-    place: Any = values.get(text)
+    text = _printable(str(location[0]))
+    place: Any = values.get(str(location[0]))
     for step in location[1:]:
-        if isinstance(step, int):
-            try:
-                place = place[step]
-            except (TypeError, KeyError, IndexError):
-                place = None
-            name = place.get("name") if isinstance(place, dict) else None
-            text += f".{name}" if isinstance(name, str) and name else f"[{step}]"
-        else:
-            text += f".{step}"
+        if isinstance(step, str):
+            text += f".{_printable(step)}"
+            continue
+        try:
+            place = place[step]
+        except (TypeError, KeyError, IndexError):
+            place = None
+        name = place.get("name") if isinstance(place, dict) else None
+        text += f".{_printable(name)}" if isinstance(name, str) and name else f"[{step}]"
     return text
+
+
+def _printable(name: str) -> str:
+    """A key as it stands, but a problem stays one line."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _message(

@@ -34,7 +34,7 @@ when only one of them was set."""
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", re.ASCII)
 _SECONDS_HELP = 'write a number of seconds, or a text such as "300s", "10m", "12h" or "7d"'
 _MOMENT_HELP = "write a moment with its offset, such as 2030-01-31T12:00:00Z, or seconds since 1970"
 _POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg")
@@ -226,6 +226,12 @@ def _check_redis_url(value: SecretStr) -> SecretStr:
     return _check_url_scheme(value, _REDIS_SCHEMES)
 
 
+def _refuse_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number; correct it")
+    return value
+
+
 def _expand_home(value: object) -> object:
     return Path(value).expanduser() if isinstance(value, str | Path) else value
 
@@ -235,9 +241,11 @@ def _join_pem_lines(value: object) -> object:
     return value.replace("\\n", "\n").strip() if isinstance(value, str) else value
 
 
-Count = Annotated[int, Field(ge=0)]
-CountAboveZero = Annotated[int, Field(gt=0)]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Whole = Annotated[int, BeforeValidator(_refuse_boolean)]
+Number = Annotated[float, BeforeValidator(_refuse_boolean), Field(allow_inf_nan=False)]
+Count = Annotated[Whole, Field(ge=0)]
+CountAboveZero = Annotated[Whole, Field(gt=0)]
+Port = Annotated[Whole, Field(ge=0, le=65535)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Duration = Annotated[Seconds, Field(gt=0)]
 DurationOrZero = Annotated[Seconds, Field(ge=0)]

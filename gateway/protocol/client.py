@@ -103,15 +103,16 @@ class Client:
         "_expires_at",
         "_in_flight",
         "_info_json",
-        "_native_ping",
         "_ping_at",
         "_pong_by",
         "_refusals",
         "_rules",
         "_stale_at",
         "_waiting",
+        "deadline_moved",
         "id",
         "info",
+        "native_ping",
         "phase",
         "subscriptions",
         "user",
@@ -132,7 +133,9 @@ class Client:
         self.subscriptions: dict[str, Subscription] = {}
         self._rules = rules
         self._actions = actions
-        self._native_ping = native_ping
+        self.native_ping = native_ping
+        # Set when `next_deadline` may have come nearer; cleared by the caller.
+        self.deadline_moved = False
         self._bucket = TokenBucket(rules.commands_burst, now)
         self._refusals = 0
         self._in_flight = 0
@@ -202,7 +205,7 @@ class Client:
         _HANDLERS[method](self, command.id, command, now)
 
     def _take_pong(self) -> None:
-        if self._pong_by == NEVER or self._native_ping:
+        if self._pong_by == NEVER or self.native_ping:
             self._close(BAD_PROTOCOL, "a pong without a ping")
         else:
             self._pong_by = NEVER
@@ -246,6 +249,7 @@ class Client:
                 self._fail_connect(EXPIRED)
                 return
             self._expires_at = now + grant.lifetime
+            self.deadline_moved = True
         self.user = claims.user
         self.info = claims.info
         refusal = self._actions.register()
@@ -326,11 +330,12 @@ class Client:
         rules = self._rules
         self.phase = Phase.CONNECTED
         self._stale_at = NEVER
+        self.deadline_moved = True
         if rules.ping_interval:
             # A random point between half an interval and a whole one (A.3): ids are random.
             fraction = (hash(self.id) & 0xFFFF) / 0x10000
             self._ping_at = now + rules.ping_interval * (0.5 + fraction / 2)
-        protocol_pings = rules.ping_interval > 0 and not self._native_ping
+        protocol_pings = rules.ping_interval > 0 and not self.native_ping
         result = codec.connect_result(
             client=self.id,
             version=rules.version,
@@ -427,6 +432,7 @@ class Client:
         if grant.lifetime is not None and grant.lifetime <= 0:
             return False
         subscription.expires_at = NEVER if grant.lifetime is None else now + grant.lifetime
+        self.deadline_moved = True
         subscription.chan_info = grant.claims.info
         return True
 
@@ -529,15 +535,21 @@ class Client:
         self._actions.send(codec.unsubscribe_push(channel, unsubscribe))
         return True
 
-    def lose_position(self, channel: str, unsubscribe: Unsubscribe) -> None:
-        """The log can't give what this subscription still needs (A.5.6)."""
+    def lose_position(self, channel: str, unsubscribe: Unsubscribe) -> bool:
+        """The log can't give what this subscription still needs (A.5.6).
+
+        False when the subscription doesn't follow positions and simply goes on.
+        """
         subscription = self.subscriptions.get(channel)
         if subscription is None:
-            return
+            return True
+        if not subscription.positioned:
+            return False
         if subscription.server_side:
             self._close(INSUFFICIENT_STATE, f"missing publications in {channel!r}")
         else:
             self.unsubscribe_by_server(channel, unsubscribe)
+        return True
 
     def refresh_by_server(self, lifetime: float | None, now: float) -> None:
         """Set how long the connection may last, in seconds (None: for ever)."""
@@ -719,6 +731,7 @@ class Client:
             self._fail(command_id, "refresh", EXPIRED)
             return
         self._expires_at = NEVER if grant.lifetime is None else now + grant.lifetime
+        self.deadline_moved = True
         if grant.claims.info:
             self.info = grant.claims.info
             self._info_json = b""
@@ -771,6 +784,11 @@ class Client:
         for subscription in self.subscriptions.values():
             expires_at = min(expires_at, subscription.expires_at)
         return min(deadline, expires_at + grace)
+
+    def excuse_pong(self, now: float) -> None:
+        """We didn't read for a while: a pong that is due may be among what we didn't read."""
+        if self._pong_by != NEVER:
+            self._pong_by = now + self._rules.pong_timeout
 
     def tick(self, now: float) -> None:
         """Do what is due at `now`."""

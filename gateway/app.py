@@ -1,0 +1,369 @@
+"""The composition root: builds everything, and owns the order of start and stop."""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from gateway import logs
+from gateway.auth import TokenVerifier, mint
+from gateway.broker.memory import MemoryBroker
+from gateway.connection import Services
+from gateway.connections import ConnectionLimits, ConnectionManager
+from gateway.gate import WEBSOCKET_PATH, Gate, Reception, upgrade_route
+from gateway.hub import Hub
+from gateway.janitor import Janitor
+from gateway.presence import Presence
+from gateway.protocol.actions import ClientRules
+from gateway.protocol.handshake import OriginPolicy
+from gateway.protocol.permissions import ChannelRules
+from gateway.publisher import Publisher
+from gateway.rpc import Procedures
+from gateway.settings import Settings
+from gateway.streams import StreamLimits, Streams
+from gateway.wheel import Wheel
+from handlers.api import ServerAPI, setup_api
+from handlers.dev import setup_dev
+from handlers.health import Health, setup_health
+from handlers.metrics import setup_metrics
+from handlers.pages import setup_pages
+from metrics import instruments
+from store.embedded import EmbeddedServer
+from store.embedded_errors import EmbeddedServerError
+from store.migrate import MigrationError, upgrade
+from store.pool import Database, DatabaseError
+
+logger = logging.getLogger(__name__)
+
+BACKLOG: Final = 4096  # connections that the kernel holds while we are busy with others
+BODY_MAX_BYTES: Final = 16 * 1024 * 1024  # of a server API request: a broadcast to many channels
+VERSION: Final = distribution_version("capegate")
+# Many long-lived objects make full collections long; nothing here makes cycles per message or per
+# connection, so collections may be rare (docs/decisions/0003-garbage-collection.md).
+GC_THRESHOLDS: Final = (50_000, 20, 100)
+
+
+class StartError(Exception):
+    """Why the gateway can't start, in one line that says what to do."""
+
+
+def serve(settings: Settings) -> int:
+    """Run the gateway until SIGTERM or SIGINT; returns the exit code. Raises `StartError`."""
+    logs.configure(settings)
+    try:
+        import uvloop  # noqa: PLC0415  there is none for Windows
+    except ImportError:  # Windows
+        return asyncio.run(_serve(settings))
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(signal_number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        listener = stack.enter_context(_bind(settings.host, settings.port))
+        internal = None
+        if settings.internal_port is not None:
+            internal = stack.enter_context(_bind(settings.host, settings.internal_port))
+        database = await stack.enter_async_context(_database(settings))
+        gateway = await stack.enter_async_context(_gateway(settings, database))
+        await stack.enter_async_context(_listen(settings, gateway, listener, internal))
+        # What was made so far lives for ever: let no collection look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        _say_where(settings, listener, internal)
+        await stop.wait()
+        logger.info("stopping")
+    return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Take the port before anything slow is started. Raises `StartError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartError(f"Can't listen on {host}: {error.strerror}. Correct --host.") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setblocking(False)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            reason = "the port is in use; stop what uses it or choose another with --port"
+        else:
+            reason = f"{error.strerror}; choose another address with --host and --port"
+        raise StartError(f"Can't listen on {host} port {port}: {reason}.") from error
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    """The database, embedded or not, with the schema it should have."""
+    server = None
+    try:
+        if settings.database_url is None:
+            server = EmbeddedServer(Path(settings.data_dir))
+            url = await asyncio.to_thread(server.start)
+        else:
+            url = settings.database_url.get_secret_value()
+        for revision in await upgrade(url):
+            logger.info("migrated the database to %s", revision)
+        database = await Database.open(url, pool_max=settings.database_pool_max)
+    except (EmbeddedServerError, DatabaseError, MigrationError) as error:
+        if server is not None:
+            await asyncio.to_thread(server.stop)
+        raise StartError(str(error)) from error
+    try:
+        yield database
+    finally:
+        await database.close()
+        if server is not None:
+            await asyncio.to_thread(server.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts that the listeners need."""
+
+    services: Services
+    manager: ConnectionManager
+    database: Database
+    health: Health
+    node: str
+
+
+@contextlib.asynccontextmanager
+async def _gateway(settings: Settings, database: Database) -> AsyncIterator[Gateway]:
+    """Everything between the listener and the database, started and, at the end, stopped."""
+    loop = asyncio.get_running_loop()
+    node = uuid.uuid4().hex
+    lag = LoopLag()
+    wheel = Wheel(loop, lag.observe)
+    hub = Hub(loop, settings.compression_min_bytes)
+    broker = MemoryBroker(hub)
+    streams = Streams(
+        database, _stream_limits(settings), broker.publish_committed, hub.check_positions, node
+    )
+    hub.use(streams)
+    services = Services(
+        loop=loop,
+        rules=_client_rules(settings),
+        hub=hub,
+        streams=streams,
+        publisher=Publisher(streams, broker, settings.idempotency_window),
+        presence=Presence(),
+        verifier=TokenVerifier(settings),
+        procedures=Procedures(),
+        wheel=wheel,
+        close_timeout=settings.close_timeout,
+        slow_reader_timeout=settings.slow_reader_timeout,
+    )
+    manager = ConnectionManager(services, _connection_limits(settings))
+    janitor = Janitor(
+        database,
+        settings.namespaces(),
+        node,
+        settings.stream_ttl,
+        settings.idempotency_window,
+    )
+    instruments.BUILD.labels(VERSION).set(1)
+    await streams.start()
+    await services.verifier.start()
+    wheel.start()
+    periodic = [
+        loop.create_task(janitor.run(settings.janitor_interval), name="janitor"),
+        loop.create_task(_check_positions(hub, settings.position_check_interval), name="positions"),
+    ]
+    health = Health(database, lambda: lag.last, lambda: manager.stopping, VERSION)
+    try:
+        yield Gateway(services, manager, database, health, node)
+    finally:
+        # Clients first, so that what they published last is answered; then the log.
+        await manager.shutdown(settings.shutdown_timeout)
+        for task in periodic:
+            task.cancel()
+        await asyncio.gather(*periodic, return_exceptions=True)
+        await services.stop()
+        await streams.stop()
+        await hub.stop()
+        wheel.stop()
+        await services.verifier.close()
+
+
+class LoopLag:
+    """How late the loop was with its last timer, and the histogram of that."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def observe(self, lag: float) -> None:
+        """Take a measurement in seconds."""
+        self.last = lag
+        instruments.LOOP_LAG.observe(lag)
+
+
+async def _check_positions(hub: Hub, interval: float) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        hub.check_positions()
+
+
+@contextlib.asynccontextmanager
+async def _listen(
+    settings: Settings,
+    gateway: Gateway,
+    listener: socket.socket,
+    internal: socket.socket | None,
+) -> AsyncIterator[None]:
+    """Take connections; at the end, stop taking new ones before anything else stops."""
+    loop = asyncio.get_running_loop()
+    application = web.Application(client_max_size=BODY_MAX_BYTES)
+    inner = application if internal is None else web.Application(client_max_size=BODY_MAX_BYTES)
+    runner = web.AppRunner(application, access_log=None, handle_signals=False)
+    reception = Reception(
+        loop=loop,
+        manager=gateway.manager,
+        wheel=gateway.services.wheel,
+        http=lambda: _http_protocol(runner),
+        origins=OriginPolicy(frozenset(settings.allowed_origins)),
+        deflate=settings.compression,
+        handshake_timeout=settings.handshake_timeout,
+        trusted_proxies=tuple(settings.trusted_proxies),
+    )
+    application.router.add_route("*", WEBSOCKET_PATH, upgrade_route(reception))
+    _add_routes(application, inner, settings, gateway)
+    await runner.setup()
+    inner_runner = web.AppRunner(inner, access_log=None, handle_signals=False)
+    server = await loop.create_server(
+        lambda: Gate(reception), sock=listener, backlog=BACKLOG, start_serving=True
+    )
+    try:
+        if internal is not None:
+            await inner_runner.setup()
+            await web.SockSite(inner_runner, internal).start()
+        yield
+    finally:
+        server.close()
+        await runner.cleanup()
+        if internal is not None:
+            await inner_runner.cleanup()
+
+
+def _http_protocol(runner: web.AppRunner) -> asyncio.Protocol:
+    server = runner.server
+    assert server is not None, "set up before the first connection"
+    return server()
+
+
+def _add_routes(
+    application: web.Application, inner: web.Application, settings: Settings, gateway: Gateway
+) -> None:
+    services = gateway.services
+    setup_pages(application)
+    if settings.development:
+        setup_dev(application, lambda user: mint(settings, user))
+    setup_health(application, gateway.health)
+    if inner is not application:
+        setup_health(inner, gateway.health)
+    setup_metrics(inner, lambda: _refresh_gauges(gateway))
+    key = None if settings.api_key is None else settings.api_key.get_secret_value()
+    api = ServerAPI(
+        services=services,
+        manager=gateway.manager,
+        channels=services.rules.channels,
+        node=gateway.node,
+        version=VERSION,
+        started_at=time.monotonic(),
+    )
+    setup_api(inner, api, key=key, insecure=settings.api_insecure)
+
+
+def _refresh_gauges(gateway: Gateway) -> None:
+    statistics = gateway.database.statistics()
+    instruments.DATABASE_UP.set(1 if gateway.database.healthy() else 0)
+    instruments.DATABASE_CONNECTIONS.labels("idle").set(statistics.idle)
+    instruments.DATABASE_CONNECTIONS.labels("used").set(statistics.open - statistics.idle)
+
+
+def _client_rules(settings: Settings) -> ClientRules:
+    return ClientRules(
+        channels=ChannelRules(
+            settings.namespaces(), settings.channel_length_max, settings.insecure
+        ),
+        version=VERSION,
+        ping_interval=settings.ping_interval,
+        pong_timeout=settings.pong_timeout,
+        stale_close_delay=settings.stale_close_delay,
+        expiry_grace=settings.expiry_grace,
+        channels_max=settings.channels_per_client_max,
+        commands_per_second=settings.commands_per_second,
+        commands_burst=settings.commands_burst,
+        allow_anonymous=settings.allow_anonymous,
+        insecure=settings.insecure,
+        personal_channel=settings.user_personal_channel,
+    )
+
+
+def _stream_limits(settings: Settings) -> StreamLimits:
+    return StreamLimits(
+        publish_timeout=settings.publish_timeout,
+        publish_queue_max=settings.publish_queue_max,
+        publish_queue_max_bytes=settings.publish_queue_max_bytes,
+        publish_batch_max=settings.publish_batch_max,
+        idempotency_window=settings.idempotency_window,
+        recovery_page=settings.recovery_page,
+    )
+
+
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        connections_max=settings.connections_max,
+        connections_per_address_max=settings.connections_per_address_max,
+        connections_per_user_max=settings.connections_per_user_max,
+        message_size_max_bytes=settings.message_size_max_bytes,
+        write_buffer_high_bytes=settings.write_buffer_high_bytes,
+    )
+
+
+def _say_where(settings: Settings, listener: socket.socket, internal: socket.socket | None) -> None:
+    """Print where to look. Goes to stdout; log lines go to stderr."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    base = f"http://{shown}:{port}"
+    inner = base if internal is None else f"http://{shown}:{internal.getsockname()[1]}"
+    database = "embedded in " + str(Path(settings.data_dir).resolve())
+    lines = [
+        f"capegate {VERSION} is ready",
+        f"  chat page   {base}/",
+        f"  WebSocket   {base.replace('http', 'ws', 1)}{WEBSOCKET_PATH}",
+        f"  server API  {inner}/api/<method>",
+        f"  metrics     {inner}/metrics",
+        f"  health      {base}/api/health",
+        f"  database    {database if settings.database_url is None else 'DATABASE_URL'}",
+        "  a token     capegate token --user alice",
+    ]
+    if settings.development:
+        lines.append("  development mode: anyone who can reach this port gets a token")
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()

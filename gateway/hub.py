@@ -1,0 +1,784 @@
+"""Who is subscribed to what in this process, and the fan-out to them.
+
+Theory of operation
+-------------------
+Each channel keeps one position for all its live subscribers: they have all been sent everything up
+to `top`. So a publication is checked against one number (expected: send; lower: have it; higher:
+something is missing), its frame is built once, and delivering is a plain loop over the transports'
+own `write`, without a look at each subscriber's state. Frames of one loop turn are joined first.
+
+Whoever can't be part of that loop is kept out of it:
+
+* *catching up*: a subscriber with a position of its own, because it recovers from the log, because
+  its socket was over the high-water mark, or because this process itself missed publications. One
+  pump per channel reads pages, shares them among all at the same position, and promotes those who
+  have reached `top`. Nothing is ever queued for a slow reader: the log is its queue.
+* *skipped*: a slow subscriber of a channel without a log. What it misses is dropped and counted.
+
+Frames that wait for the end of the loop turn count as sent, so they are flushed before anybody
+enters or leaves the loop.
+"""
+
+import asyncio
+import fnmatch
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from gateway.broker.contract import Committed, Transient
+from gateway.protocol.channels import ChannelOptions
+from gateway.protocol.codec import (
+    StreamPosition,
+    join_push,
+    leave_push,
+    publication_push,
+    quote,
+)
+from gateway.protocol.codes import INTERNAL, ErrorCode
+from gateway.protocol.frames import deflated_text_frame, text_frame
+from gateway.protocol.subscription import Joined
+from gateway.streams import LogUnavailable, Streams
+from metrics import instruments
+
+logger = logging.getLogger(__name__)
+
+# Publications kept in memory per channel: enough for a short loss of network without a read.
+TAIL_MAX: Final = 256
+TAIL_MAX_BYTES: Final = 64 * 1024
+TAILS_MAX_BYTES: Final = 64 * 1024 * 1024
+# Channels without subscribers whose position is still known, about 1 KB each.
+IDLE_CHANNELS_MAX: Final = 20_000
+# What one subscriber is written at once while it catches up; between two such pieces its write
+# pressure is looked at. Also bounds the publications in a subscribe reply.
+CATCH_UP_BYTES: Final = 64 * 1024
+POSITIONS_AT_ONCE: Final = 1000
+LOG_RETRY_DELAY: Final = 1.0
+
+Sink = Callable[[bytes], None]
+
+
+class Subscriber(Protocol):
+    """A connection as the hub sees it."""
+
+    @property
+    def sink(self) -> Sink:
+        """Writes whole frames to the socket, without waiting; the transport's own method."""
+
+    @property
+    def deflate(self) -> bool:
+        """Whether it negotiated compressed frames."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether its write buffer is over the high-water mark."""
+
+    def position_lost(self, channel: str) -> bool:
+        """What it still needs of the channel is gone. False: it doesn't mind, keep it."""
+
+
+class Audience:
+    """Subscribers who get the same frames, and the frames that wait for the end of the turn."""
+
+    __slots__ = ("deflated", "pending", "plain")
+
+    def __init__(self) -> None:
+        self.plain: dict[Subscriber, Sink] = {}
+        self.deflated: dict[Subscriber, Sink] = {}
+        self.pending: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self.plain) + len(self.deflated)
+
+    def __contains__(self, subscriber: Subscriber) -> bool:
+        return subscriber in self.plain or subscriber in self.deflated
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Let it have what is appended from now on."""
+        (self.deflated if subscriber.deflate else self.plain)[subscriber] = subscriber.sink
+
+    def remove(self, subscriber: Subscriber) -> bool:
+        """Take it out; False when it wasn't in."""
+        members = self.deflated if subscriber.deflate else self.plain
+        return members.pop(subscriber, None) is not None
+
+
+class Channel:
+    """One channel with its subscribers here. `epoch` is None until its position is known."""
+
+    __slots__ = (
+        "catching_up",
+        "epoch",
+        "listeners",
+        "live",
+        "name",
+        "name_json",
+        "options",
+        "pump",
+        "seen",
+        "skipped",
+        "tail",
+        "tail_bytes",
+        "top",
+    )
+
+    def __init__(self, name: str, options: ChannelOptions) -> None:
+        self.name = name
+        self.name_json = quote(name)
+        self.options = options
+        self.epoch: str | None = None
+        self.top = 0
+        self.seen = 0  # the highest offset that passed while the position was being read
+        self.live = Audience()
+        self.listeners: Audience | None = None  # of joins and leaves
+        self.catching_up: dict[Subscriber, int] = {}
+        self.skipped: set[Subscriber] = set()
+        # The last publications without a hole up to `top`.
+        self.tail: deque[tuple[int, bytes]] = deque()
+        self.tail_bytes = 0
+        self.pump: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.live) + len(self.catching_up) + len(self.skipped)
+
+    @property
+    def logged(self) -> bool:
+        """Whether its publications have positions."""
+        return self.options.keeps_history
+
+
+class Hub:
+    """The channels of this process."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, compression_min_bytes: int = 256) -> None:
+        self._loop = loop
+        self._compression_min_bytes = compression_min_bytes
+        self._streams: Streams | None = None
+        self._channels: dict[str, Channel] = {}
+        self._idle: OrderedDict[str, None] = OrderedDict()
+        self._tails: OrderedDict[Channel, None] = OrderedDict()
+        self._tails_bytes = 0
+        self._dirty: list[Channel] = []
+        self._flush_due = False
+        self._flushing = False
+        self._paused: list[tuple[Subscriber, list[str]]] = []
+        self._committed_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._checking: asyncio.Task[None] | None = None
+        self._deliveries = 0
+
+    def use(self, streams: Streams) -> None:
+        """Read positions and pages from there. Streams hand their commits to the hub, so one of the
+        two has to come first."""
+        self._streams = streams
+
+    async def stop(self) -> None:
+        """End the pumps."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- what others ask --------------------------------------------------------------------------
+
+    def subscribers(self, name: str) -> int:
+        """How many are subscribed to a channel here."""
+        channel = self._channels.get(name)
+        return 0 if channel is None else len(channel)
+
+    def channels(self, pattern: str = "") -> dict[str, int]:
+        """Channels with subscribers here, and how many; `pattern` is a glob."""
+        return {
+            name: len(channel)
+            for name, channel in self._channels.items()
+            if len(channel) and (not pattern or fnmatch.fnmatchcase(name, pattern))
+        }
+
+    # --- entering and leaving ---------------------------------------------------------------------
+
+    def prepare(
+        self,
+        name: str,
+        options: ChannelOptions,
+        since: StreamPosition | None,
+        answer: Callable[[ErrorCode | None], None],
+    ) -> None:
+        """Get at hand what `join` needs: the channel's position, and the page behind `since`.
+
+        Answers at once when it is; with `INTERNAL` (temporary) when the database doesn't.
+        """
+        if not options.keeps_history:
+            answer(None)
+            return
+        channel = self._open(name, options)
+        if channel.epoch is not None and self._at_hand(channel, since):
+            answer(None)
+            return
+        self._spawn(self._prepare(channel, since, answer))
+
+    def _open(self, name: str, options: ChannelOptions) -> Channel:
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = Channel(name, options)
+            self._rest(channel)
+        return channel
+
+    def _at_hand(self, channel: Channel, since: StreamPosition | None) -> bool:
+        """Whether nothing has to be read to join from `since`."""
+        if since is None or (since.epoch and since.epoch != channel.epoch):
+            return True
+        tail_start = channel.tail[0][0] if channel.tail else channel.top + 1
+        return tail_start - 1 <= since.offset <= channel.top
+
+    async def _prepare(
+        self,
+        channel: Channel,
+        since: StreamPosition | None,
+        answer: Callable[[ErrorCode | None], None],
+    ) -> None:
+        assert self._streams is not None, "use() comes before the first client"
+        try:
+            await self._load(channel, since)
+            if self._channels.setdefault(channel.name, channel) is channel and not len(channel):
+                self._rest(channel)  # it may have had to make room meanwhile
+            if channel.epoch is not None and not self._at_hand(channel, since) and since:
+                await self._streams.page(channel.name, channel.options, since.offset, channel.top)
+        except LogUnavailable:
+            answer(INTERNAL)
+        except Exception:
+            logger.exception("could not read the log of a channel")
+            answer(INTERNAL)
+        else:
+            answer(None)
+
+    async def _load(self, channel: Channel, since: StreamPosition | None) -> None:
+        """Know the channel's position; again, when a client knows a higher one."""
+        assert self._streams is not None
+        ahead = since is not None and since.epoch == channel.epoch and since.offset > channel.top
+        if channel.epoch is not None and not ahead:
+            return
+        position = await self._streams.position(channel.name)
+        if channel.epoch is None:
+            channel.epoch = position.epoch
+            # Publications that passed while the answer was under way are in the log as well.
+            channel.top = max(position.offset, channel.seen)
+        elif channel.epoch == position.epoch and position.offset > channel.top:
+            self._fall_behind(channel, position.offset)
+
+    def join(
+        self,
+        subscriber: Subscriber,
+        name: str,
+        options: ChannelOptions,
+        since: StreamPosition | None,
+        listens: bool,
+        only_recovered: bool = False,
+    ) -> Joined | None:
+        """Enter a prepared channel. Publications reach the subscriber from the next turn on.
+
+        `listens`: to joins and leaves. `only_recovered`: don't enter, and answer None, when the log
+        doesn't reach back to `since`.
+        """
+        channel = self._open(name, options)
+        if not options.keeps_history:
+            self._enter(channel, subscriber, listens)
+            if subscriber.paused:
+                channel.skipped.add(subscriber)
+            else:
+                channel.live.add(subscriber)
+            return Joined()
+        if channel.epoch is None:
+            raise AssertionError(f"joined {name!r} before it was prepared")
+        if self._dirty:
+            self._flush()
+        top = StreamPosition(channel.top, channel.epoch)
+        if since is None:
+            self._enter(channel, subscriber, listens)
+            self._place(channel, subscriber, channel.top)
+            return Joined(top)
+        publications = self._publications_after(channel, since)
+        instruments.RECOVERIES.labels("false" if publications is None else "true").inc()
+        if publications is None and only_recovered:
+            return None
+        self._enter(channel, subscriber, listens)
+        if publications is None:
+            self._place(channel, subscriber, channel.top)
+            first = since.offset + 1 if since.epoch == channel.epoch else 1
+            gap = (first, channel.top) if first <= channel.top else None
+            return Joined(top, recovered=False, gap=gap)
+        first_page = _up_to_bytes(publications, CATCH_UP_BYTES)
+        self._place(channel, subscriber, first_page[-1][0] if first_page else since.offset)
+        return Joined(top, recovered=True, publications=tuple(pub for _, pub in first_page))
+
+    def _enter(self, channel: Channel, subscriber: Subscriber, listens: bool) -> None:
+        if not len(channel):
+            instruments.CHANNELS.inc()
+            self._idle.pop(channel.name, None)
+        instruments.SUBSCRIPTIONS.inc()
+        if listens:
+            if channel.listeners is None:
+                channel.listeners = Audience()
+            channel.listeners.add(subscriber)
+
+    def _place(self, channel: Channel, subscriber: Subscriber, position: int) -> None:
+        """Let a subscriber go on from a position: live, or catching up."""
+        if position == channel.top and not subscriber.paused:
+            channel.live.add(subscriber)
+        else:
+            channel.catching_up[subscriber] = position
+            self._start_pump(channel)
+
+    def _publications_after(
+        self, channel: Channel, since: StreamPosition
+    ) -> Sequence[tuple[int, bytes]] | None:
+        """What memory holds right behind `since`; None when the log doesn't reach back to it.
+
+        Nothing at hand is no answer yet: the pump reads on and finds out.
+        """
+        assert self._streams is not None
+        if since.offset > channel.top or (since.epoch and since.epoch != channel.epoch):
+            return None
+        if since.offset == channel.top:
+            return ()
+        publications = self._from_tail(channel, since.offset)
+        if publications is None:
+            page = self._streams.cached_page(channel.name, since.offset)
+            if page is None or page.until <= since.offset:
+                return ()
+            publications = page.after(since.offset)
+        if not publications or publications[0][0] != since.offset + 1:
+            return None
+        return publications
+
+    def _from_tail(self, channel: Channel, after: int) -> Sequence[tuple[int, bytes]] | None:
+        """The tail behind an offset, None when it doesn't reach back that far."""
+        tail = channel.tail
+        if not tail or tail[0][0] > after + 1:
+            return None
+        instruments.LOG_READS.labels("tail").inc()
+        return [entry for entry in tail if entry[0] > after]
+
+    def leave(self, subscriber: Subscriber, name: str) -> None:
+        """Take a subscriber out of a channel."""
+        channel = self._channels.get(name)
+        if channel is None:
+            return
+        listeners = channel.listeners
+        if listeners is not None and listeners.remove(subscriber) and not len(listeners):
+            channel.listeners = None
+        if not (
+            channel.live.remove(subscriber) or channel.catching_up.pop(subscriber, None) is not None
+        ):
+            if subscriber not in channel.skipped:
+                return
+            channel.skipped.discard(subscriber)
+        instruments.SUBSCRIPTIONS.dec()
+        if not len(channel):
+            instruments.CHANNELS.dec()
+            self._rest(channel)
+
+    def _rest(self, channel: Channel) -> None:
+        """Keep a channel without subscribers for a while, if its position is worth it."""
+        if not channel.logged:
+            self._forget(channel.name)
+            return
+        self._idle[channel.name] = None
+        self._idle.move_to_end(channel.name)
+        while len(self._idle) > IDLE_CHANNELS_MAX:
+            name, _ = self._idle.popitem(last=False)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        channel = self._channels.get(name)
+        if channel is not None and not len(channel):
+            del self._channels[name]
+            self._drop_tail(channel)
+
+    def forget_tail(self, name: str) -> None:
+        """Drop what memory holds of a channel whose history was removed."""
+        channel = self._channels.get(name)
+        if channel is not None:
+            self._drop_tail(channel)
+
+    # --- publications in --------------------------------------------------------------------------
+
+    def deliver_committed(self, publications: Sequence[Committed]) -> None:
+        """Take publications that are in the log, in commit order; some perhaps again."""
+        channels = self._channels
+        for publication in publications:
+            channel = channels.get(publication.channel)
+            if channel is None:
+                continue
+            offset = publication.offset
+            if channel.epoch is None:
+                channel.seen = max(channel.seen, offset)
+            elif channel.epoch != publication.epoch:
+                self._begin_epoch(channel, publication)
+            elif offset == channel.top + 1:
+                channel.top = offset
+                self._keep_in_tail(channel, offset, publication.pub)
+                if channel.live.plain or channel.live.deflated:
+                    push = publication_push(channel.name_json, publication.pub)
+                    self._append(channel, channel.live, push)
+                elif channel.catching_up:
+                    self._start_pump(channel)
+            elif offset > channel.top:
+                self._fall_behind(channel, offset)
+        if self._dirty and not self._committed_at:
+            self._committed_at = self._loop.time()
+
+    def deliver_transient(self, publication: Transient) -> None:
+        """Take a publication that isn't logged."""
+        channel = self._channels.get(publication.channel)
+        if channel is None:
+            return
+        missed = len(channel.skipped) + len(channel.catching_up)
+        if missed:
+            kind = "ephemeral" if publication.ephemeral else "transient"
+            instruments.DROPS.labels(kind).inc(missed)
+        if len(channel.live):
+            self._append(
+                channel, channel.live, publication_push(channel.name_json, publication.pub)
+            )
+
+    def announce_join(self, name: str, info: bytes) -> None:
+        """Tell a channel's listeners that somebody came; `info` is ClientInfo in JSON."""
+        self._announce(name, info, join_push)
+
+    def announce_leave(self, name: str, info: bytes) -> None:
+        """Tell a channel's listeners that somebody left."""
+        self._announce(name, info, leave_push)
+
+    def _announce(self, name: str, info: bytes, push: Callable[[bytes, bytes], bytes]) -> None:
+        channel = self._channels.get(name)
+        if channel is not None and channel.listeners is not None:
+            self._append(channel, channel.listeners, push(channel.name_json, info))
+
+    def _append(self, channel: Channel, audience: Audience, push: bytes) -> None:
+        audience.pending.append(push)
+        if not self._dirty or self._dirty[-1] is not channel:
+            self._dirty.append(channel)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _keep_in_tail(self, channel: Channel, offset: int, pub: bytes) -> None:
+        tail = channel.tail
+        tail.append((offset, pub))
+        size = len(pub)
+        channel.tail_bytes += size
+        self._tails_bytes += size
+        self._tails[channel] = None
+        self._tails.move_to_end(channel)
+        while len(tail) > TAIL_MAX or channel.tail_bytes > TAIL_MAX_BYTES:
+            _, oldest = tail.popleft()
+            channel.tail_bytes -= len(oldest)
+            self._tails_bytes -= len(oldest)
+        while self._tails_bytes > TAILS_MAX_BYTES:
+            self._drop_tail(next(iter(self._tails)))
+
+    def _drop_tail(self, channel: Channel) -> None:
+        if self._tails.pop(channel, self) is not self:
+            self._tails_bytes -= channel.tail_bytes
+            channel.tail.clear()
+            channel.tail_bytes = 0
+
+    def _fall_behind(self, channel: Channel, top: int) -> None:
+        """This process missed publications: everybody catches up from the log."""
+        if self._dirty:
+            self._flush()
+        for members in (channel.live.plain, channel.live.deflated):
+            for subscriber in members:
+                channel.catching_up[subscriber] = channel.top
+            members.clear()
+        channel.top = top
+        self._drop_tail(channel)
+        self._start_pump(channel)
+
+    def _begin_epoch(self, channel: Channel, first: Committed) -> None:
+        """The channel's log began anew: positions in the old one mean nothing."""
+        self._lose_position(channel, [*channel.catching_up])
+        channel.epoch = first.epoch
+        channel.top = first.offset - 1
+        self._drop_tail(channel)
+        self._lose_position(channel, [*channel.live.plain, *channel.live.deflated])
+        self.deliver_committed((first,))
+
+    def _lose_position(self, channel: Channel, subscribers: Iterable[Subscriber]) -> None:
+        for subscriber in subscribers:
+            if not subscriber.position_lost(channel.name) and subscriber in channel.catching_up:
+                # It doesn't follow positions: let it go on with what comes.
+                channel.catching_up[subscriber] = channel.top
+
+    # --- publications out -------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Write what this turn of the loop has gathered."""
+        self._flush_due = False
+        if self._flushing or not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, []
+        self._flushing = True
+        try:
+            batches = [
+                batch
+                for channel in dict.fromkeys(dirty)
+                for audience in (channel.live, channel.listeners)
+                if audience is not None and audience.pending
+                for batch in self._take(channel, audience)
+            ]
+            if len(batches) == 1:
+                members, frames, count = batches[0]
+                for sink in members.values():
+                    try:
+                        sink(frames)
+                    except Exception:  # must not cost the others their message
+                        logger.exception("could not write to a subscriber")
+                self._deliveries += len(members) * count
+            else:
+                self._write_merged(batches)
+        finally:
+            self._flushing = False
+        instruments.DELIVERIES.inc(self._deliveries)
+        self._deliveries = 0
+        if self._committed_at:
+            instruments.COMMIT_TO_WRITE.observe(self._loop.time() - self._committed_at)
+            self._committed_at = 0.0
+        if self._paused:
+            paused, self._paused = self._paused, []
+            for subscriber, names in paused:
+                self._demote(subscriber, names)
+
+    def _take(
+        self, channel: Channel, audience: Audience
+    ) -> Iterable[tuple[Mapping[Subscriber, Sink], bytes, int]]:
+        """An audience's pending frames, joined, once for each encoding that somebody reads."""
+        pending, audience.pending = audience.pending, []
+        if audience is channel.live and channel.skipped:
+            instruments.DROPS.labels("transient").inc(len(channel.skipped) * len(pending))
+        if audience.plain:
+            yield audience.plain, b"".join(map(text_frame, pending)), len(pending)
+        if audience.deflated:
+            yield audience.deflated, self._deflated(pending), len(pending)
+
+    def _deflated(self, pushes: Iterable[bytes]) -> bytes:
+        """Frames for those who negotiated compression; short ones stay plain, as they may."""
+        return b"".join(
+            deflated_text_frame(push)
+            if len(push) >= self._compression_min_bytes
+            else text_frame(push)
+            for push in pushes
+        )
+
+    def _write_merged(self, batches: list[tuple[Mapping[Subscriber, Sink], bytes, int]]) -> None:
+        """Write several channels' frames, once to each subscriber.
+
+        Joined once for all subscribers who get the same frames: the joins are remembered by the
+        identity of their two halves, which they keep alive.
+        """
+        merged: dict[Subscriber, bytes] = {}
+        joins: dict[tuple[int, int], bytes] = {}
+        for members, frames, count in batches:
+            self._deliveries += len(members) * count
+            for subscriber in members:
+                earlier = merged.get(subscriber)
+                if earlier is None:
+                    merged[subscriber] = frames
+                    continue
+                halves = (id(earlier), id(frames))
+                joined = joins.get(halves)
+                if joined is None:
+                    joined = joins[halves] = earlier + frames
+                merged[subscriber] = joined
+        for subscriber, frames in merged.items():
+            try:
+                subscriber.sink(frames)
+            except Exception:  # must not cost the others their message
+                logger.exception("could not write to a subscriber")
+
+    # --- slow readers -----------------------------------------------------------------------------
+
+    def writing_paused(self, subscriber: Subscriber, names: Iterable[str]) -> None:
+        """A subscriber's socket is over its high-water mark: nothing more is written to it."""
+        if self._flushing:
+            # Called from inside the loop over the sinks; it must not change under the loop.
+            self._paused.append((subscriber, list(names)))
+            return
+        if self._dirty:
+            self._flush()
+        self._demote(subscriber, names)
+
+    def _demote(self, subscriber: Subscriber, names: Iterable[str]) -> None:
+        for name in names:
+            channel = self._channels.get(name)
+            if channel is None:
+                continue
+            if channel.listeners is not None and subscriber in channel.listeners:
+                channel.listeners.remove(subscriber)
+                instruments.DROPS.labels("presence").inc()
+            if channel.live.remove(subscriber):
+                if channel.logged:
+                    channel.catching_up[subscriber] = channel.top
+                    instruments.DEMOTIONS.inc()
+                else:
+                    channel.skipped.add(subscriber)
+
+    def writing_resumed(self, subscriber: Subscriber, names: Mapping[str, bool]) -> None:
+        """The socket took what was buffered; `names` says whether it listens to joins there."""
+        for name, listens in names.items():
+            channel = self._channels.get(name)
+            if channel is None:
+                continue
+            if listens and channel.listeners is None:
+                channel.listeners = Audience()
+            if listens and channel.listeners is not None:
+                channel.listeners.add(subscriber)
+            if subscriber in channel.skipped:
+                channel.skipped.discard(subscriber)
+                channel.live.add(subscriber)
+            elif subscriber in channel.catching_up:
+                self._start_pump(channel)
+
+    # --- catching up ------------------------------------------------------------------------------
+
+    def _start_pump(self, channel: Channel) -> None:
+        if channel.pump is None or channel.pump.done():
+            channel.pump = self._spawn(self._pump(channel))
+
+    async def _pump(self, channel: Channel) -> None:
+        """Bring the subscribers that catch up to the top, the hindmost first."""
+        while True:
+            # Let the replies out that were queued in the turn in which somebody was placed here.
+            await asyncio.sleep(0)
+            if self._dirty:
+                self._flush()
+            positions = [at for sub, at in channel.catching_up.items() if not sub.paused]
+            if not positions:
+                return
+            after = min(positions)
+            if after < channel.top:
+                try:
+                    publications = await self._read_after(channel, after)
+                except LogUnavailable:
+                    await asyncio.sleep(LOG_RETRY_DELAY)
+                    continue
+            else:
+                publications = ()
+            self._advance(channel, after, publications)
+
+    async def _read_after(self, channel: Channel, after: int) -> Sequence[tuple[int, bytes]]:
+        assert self._streams is not None
+        publications = self._from_tail(channel, after)
+        if publications is None:
+            page = await self._streams.page(channel.name, channel.options, after, channel.top)
+            publications = page.after(after) if page is not None else ()
+        return publications
+
+    def _advance(
+        self, channel: Channel, after: int, publications: Sequence[tuple[int, bytes]]
+    ) -> None:
+        """Write to everybody at one position, and promote those who reach the top."""
+        followers = [
+            sub for sub, at in channel.catching_up.items() if at == after and not sub.paused
+        ]
+        if not followers:
+            return
+        if after < channel.top and (not publications or publications[0][0] != after + 1):
+            self._lose_position(channel, followers)
+            return
+        pieces = _pieces(channel.name_json, publications)
+        for subscriber in followers:
+            position = after
+            for last, plain, pushes in pieces:
+                if subscriber.paused:
+                    break
+                frames = plain
+                if subscriber.deflate:
+                    frames = self._deflated(pushes)
+                subscriber.sink(frames)
+                self._deliveries += len(pushes)
+                position = last
+            channel.catching_up[subscriber] = position
+        if self._dirty:
+            self._flush()
+        for subscriber in followers:
+            if channel.catching_up.get(subscriber) == channel.top and not subscriber.paused:
+                del channel.catching_up[subscriber]
+                channel.live.add(subscriber)
+
+    # --- checking ---------------------------------------------------------------------------------
+
+    def check_positions(self) -> None:
+        """Compare with the log, in the background, and make up for what was missed in silence."""
+        if self._checking is None or self._checking.done():
+            self._checking = self._spawn(self._check_positions())
+
+    async def _check_positions(self) -> None:
+        assert self._streams is not None
+        names = [
+            name
+            for name, channel in self._channels.items()
+            if channel.logged and channel.epoch is not None
+        ]
+        for start in range(0, len(names), POSITIONS_AT_ONCE):
+            wanted = names[start : start + POSITIONS_AT_ONCE]
+            positions: Mapping[str, StreamPosition] | None = None
+            while positions is None:
+                try:
+                    positions = await self._streams.positions(wanted)
+                except LogUnavailable:
+                    await asyncio.sleep(LOG_RETRY_DELAY)
+            for name in wanted:
+                channel = self._channels.get(name)
+                if channel is not None:
+                    self._compare(channel, positions.get(name))
+
+    def _compare(self, channel: Channel, position: StreamPosition | None) -> None:
+        if position is not None and position.epoch == channel.epoch:
+            if position.offset > channel.top:
+                self._fall_behind(channel, position.offset)
+            return
+        if not len(channel):
+            self._idle.pop(channel.name, None)
+            self._forget(channel.name)
+        elif position is not None:
+            self._lose_position(channel, [*channel.catching_up])
+            channel.epoch, channel.top = position.epoch, position.offset
+            self._drop_tail(channel)
+            self._lose_position(channel, [*channel.live.plain, *channel.live.deflated])
+        # Without a stream nothing has been published in the new epoch yet, so nothing is missing.
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a hub task failed", exc_info=task.exception())
+
+
+def _up_to_bytes(
+    publications: Sequence[tuple[int, bytes]], size_max: int
+) -> Sequence[tuple[int, bytes]]:
+    """The first publications up to a size, one at least."""
+    size = 0
+    for count, (_, pub) in enumerate(publications):
+        size += len(pub)
+        if size > size_max and count:
+            return publications[:count]
+    return publications
+
+
+def _pieces(
+    name_json: bytes, publications: Sequence[tuple[int, bytes]]
+) -> list[tuple[int, bytes, list[bytes]]]:
+    """Publications as `(last offset, joined plain frames, pushes)` of bounded size."""
+    pieces = []
+    while publications:
+        part = _up_to_bytes(publications, CATCH_UP_BYTES)
+        publications = publications[len(part) :]
+        pushes = [publication_push(name_json, pub) for _, pub in part]
+        pieces.append((part[-1][0], b"".join(map(text_frame, pushes)), pushes))
+    return pieces

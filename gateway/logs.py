@@ -1,0 +1,39 @@
+"""Log lines: readable on a terminal, JSON elsewhere. No payloads, no tokens, no secrets."""
+
+import logging
+import sys
+
+import structlog
+
+from gateway.settings import Settings
+
+
+def configure(settings: Settings) -> None:
+    """Send the standard library's log records to stderr in the configured form."""
+    as_json = settings.log_format == "json" or (
+        settings.log_format == "auto" and not sys.stderr.isatty()
+    )
+    shared: list[structlog.types.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.types.Processor
+    if as_json:
+        shared.append(structlog.processors.format_exc_info)
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    # One line per request is the proxy's business; here it would drown what matters.
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

@@ -1,0 +1,153 @@
+"""Every instrument, declared once.
+
+No label has values without a bound: methods, codes, classes and outcomes come from closed sets, and
+channels, users and addresses are never labels. `docs/metrics.md` lists them; a test holds it to
+this module. Buckets are in seconds unless the name says otherwise.
+"""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY: Final = CollectorRegistry(auto_describe=True)
+
+# From a write on loopback to a database that is badly behind.
+_LATENCY_BUCKETS: Final = (
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+_SIZE_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+
+CONNECTIONS: Final = Gauge("capegate_connections", "Open WebSocket connections.", registry=REGISTRY)
+CLIENTS: Final = Gauge(
+    "capegate_clients", "Connections whose connect command succeeded.", registry=REGISTRY
+)
+SUBSCRIPTIONS: Final = Gauge(
+    "capegate_subscriptions", "Live subscriptions of all clients.", registry=REGISTRY
+)
+CHANNELS: Final = Gauge(
+    "capegate_channels", "Channels with at least one subscription here.", registry=REGISTRY
+)
+HANDSHAKES: Final = Counter(
+    "capegate_handshakes_total",
+    "Requests to open a WebSocket, by outcome.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+COMMANDS: Final = Counter(
+    "capegate_commands_total", "Commands from clients, by method.", ["method"], registry=REGISTRY
+)
+COMMAND_ERRORS: Final = Counter(
+    "capegate_command_errors_total",
+    "Error replies to clients, by method and error code.",
+    ["method", "code"],
+    registry=REGISTRY,
+)
+DISCONNECTS: Final = Counter(
+    "capegate_disconnects_total",
+    "Connections that ended, by close code; 'lost' is an end without a close frame.",
+    ["code"],
+    registry=REGISTRY,
+)
+API_REQUESTS: Final = Counter(
+    "capegate_api_requests_total",
+    "Server API requests, by method and by error code (0 for success).",
+    ["method", "code"],
+    registry=REGISTRY,
+)
+HTTP_REQUESTS: Final = Counter(
+    "capegate_http_requests_total",
+    "HTTP requests other than upgrades, by status class.",
+    ["status"],
+    registry=REGISTRY,
+)
+PUBLICATIONS: Final = Counter(
+    "capegate_publications_total",
+    "Publications taken in, by class: durable, transient (no history) or ephemeral.",
+    ["kind"],
+    registry=REGISTRY,
+)
+DELIVERIES: Final = Counter(
+    "capegate_deliveries_total",
+    "Publications, joins and leaves written to subscribers.",
+    registry=REGISTRY,
+)
+DROPS: Final = Counter(
+    "capegate_drops_total",
+    "Messages not written to a subscriber that reads too slowly, by class.",
+    ["kind"],
+    registry=REGISTRY,
+)
+DEMOTIONS: Final = Counter(
+    "capegate_demotions_total",
+    "Subscriptions set to catch up from the log because their reader was slow.",
+    registry=REGISTRY,
+)
+RECOVERIES: Final = Counter(
+    "capegate_recoveries_total",
+    "Subscriptions that asked to recover, by result.",
+    ["recovered"],
+    registry=REGISTRY,
+)
+LOG_READS: Final = Counter(
+    "capegate_log_reads_total",
+    "Reads of the publication log, by what answered: tail and cache are in memory.",
+    ["source"],
+    registry=REGISTRY,
+)
+PUBLISH_TO_COMMIT: Final = Histogram(
+    "capegate_publish_to_commit_seconds",
+    "From taking a publication in to its commit; the oldest of each batch.",
+    buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+COMMIT_TO_WRITE: Final = Histogram(
+    "capegate_commit_to_write_seconds",
+    "From a batch's commit until its last publication was written to the last live subscriber.",
+    buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+BATCH_SIZE: Final = Histogram(
+    "capegate_commit_batch_publications",
+    "Publications in one commit.",
+    buckets=_SIZE_BUCKETS,
+    registry=REGISTRY,
+)
+COMMIT_RETRIES: Final = Counter(
+    "capegate_commit_retries_total",
+    "Commits tried again because the database was away.",
+    registry=REGISTRY,
+)
+PUBLISH_QUEUE: Final = Gauge(
+    "capegate_publish_queue_publications", "Publications waiting for a commit.", registry=REGISTRY
+)
+PUBLISH_QUEUE_BYTES: Final = Gauge(
+    "capegate_publish_queue_bytes", "Payload bytes waiting for a commit.", registry=REGISTRY
+)
+PAUSED_CONNECTIONS: Final = Gauge(
+    "capegate_paused_connections",
+    "Connections whose write buffer is over its high-water mark.",
+    registry=REGISTRY,
+)
+WRITE_PAUSES: Final = Counter(
+    "capegate_write_pauses_total",
+    "Times that a connection's write buffer went over its high-water mark.",
+    registry=REGISTRY,
+)
+LOOP_LAG: Final = Histogram(
+    "capegate_loop_lag_seconds",
+    "How late the event loop ran a timer that was due.",
+    buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+DATABASE_UP: Final = Gauge(
+    "capegate_database_up", "1 while the database answers.", registry=REGISTRY
+)
+DATABASE_CONNECTIONS: Final = Gauge(
+    "capegate_database_connections",
+    "Pooled database connections, by state.",
+    ["state"],
+    registry=REGISTRY,
+)
+BUILD: Final = Gauge(
+    "capegate_build_info", "Always 1; the version is the label.", ["version"], registry=REGISTRY
+)
