@@ -37,3 +37,4 @@ def configure(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     # One line per request is the proxy's business; here it would drown what matters.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
