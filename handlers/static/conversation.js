@@ -201,13 +201,16 @@ export class Conversation {
 
   /** @param {Subscribed} subscribed */
   #entered({ wasRecovering, recovered, gap, epoch }) {
-    this.#visit += 1;
+    const visit = ++this.#visit;
     if (wasRecovering && !recovered) this.#startOver(epoch, gap !== undefined);
     this.room.epoch = epoch;
     if (!this.#read) this.#load();
     else if (this.past === "loading") this.past = "more";
     this.#askPresence();
-    this.outbox.flush();
+    // What was missed is handed over right after this: a message of one's own may be among it.
+    queueMicrotask(() => {
+      if (visit === this.#visit) this.outbox.flush();
+    });
     this.#changed();
   }
 
