@@ -162,7 +162,7 @@ class ServerProcess:
         """Ask it to stop (SIGTERM) and wait; returns its exit code, None if it didn't run."""
         return self._end(signal.SIGTERM)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send a signal and don't wait."""
         assert self._process is not None, "start() comes first"
         self._process.send_signal(number)
