@@ -148,7 +148,7 @@ class EmbeddedServer:
     def _adopt(self, postmaster: "psutil.Process", programs: Programs) -> bool:
         """Go on with the running server, if it will have us."""
         try:
-            found = self._wait_until_ready(postmaster)
+            found = self._wait_until_ready(postmaster, time.time())
             self._socket_folder = found.socket_folder
             self._query(programs, "select 1")
         except EmbeddedServerError as exc:
@@ -177,14 +177,14 @@ class EmbeddedServer:
     def _launch(self, programs: Programs) -> None:
         self._folder.configure(self._user)
         self._socket_folder = self._folder.socket_folder(self._user)
+        since = time.time()
         with self._folder.new_start_log().open("xb") as output:
             self._postmaster = programs.spawn(
                 "postgres", *self._folder.arguments(self._socket_folder), output=output
             )
-        self._wait_until_ready(self._postmaster)
+        self._wait_until_ready(self._postmaster, since)
 
-    def _wait_until_ready(self, process: "psutil.Process") -> PidFile:
-        since = time.time()
+    def _wait_until_ready(self, process: "psutil.Process", since: float) -> PidFile:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             found = self._folder.pid_file()

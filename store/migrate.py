@@ -91,7 +91,7 @@ def _check_known(revision: str | None) -> None:
         raise MigrationError(
             f"The database is at revision {revision}, and this version of the gateway only knows "
             f"revisions up to {revisions()[-1]}. Start the newer gateway, or take the schema back "
-            "with it first (capegate migrate --to)."
+            "with that one first."
         )
 
 

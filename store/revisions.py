@@ -21,9 +21,9 @@ from store.migrate import MIGRATIONS, Command, MigrationError
 from store.pool import Connection, DatabaseError, DatabaseProblem, is_unavailable
 
 # Any number will do, as long as nothing else locks it in the same database.
-_LOCK = 0x63617065_67617465  # "capegate"
+LOCK = 0x63617065_67617465  # "capegate"
 
-_LOCK_TIMEOUT = "10s"
+LOCK_TIMEOUT = "10s"
 """How long a statement may wait for others' locks on a table. Whoever comes after waits behind it,
 so a migration that can't begin must not hold up the traffic of the gateways that still run."""
 
@@ -42,11 +42,9 @@ async def run(command: Command, connection: Connection, revision: str) -> list[s
     try:
         async with engine.begin() as transaction:
             await transaction.execute(
-                sqlalchemy.text("select pg_advisory_xact_lock(:key)"), {"key": _LOCK}
+                sqlalchemy.text("select pg_advisory_xact_lock(:key)"), {"key": LOCK}
             )
-            await transaction.execute(
-                sqlalchemy.text(f"set local lock_timeout = '{_LOCK_TIMEOUT}'")
-            )
+            await transaction.execute(sqlalchemy.text(f"set local lock_timeout = '{LOCK_TIMEOUT}'"))
             await transaction.run_sync(_run_alembic, command, revision, applied)
     except alembic.util.CommandError as exc:
         raise MigrationError(f"Can't {command} the database to {revision!r}: {exc}.") from exc
