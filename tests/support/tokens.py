@@ -22,9 +22,13 @@ ASYMMETRIC = (*RSA, *ECDSA, *EDDSA)
 _CURVES = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
 
 
-@functools.cache
 def private_key(algorithm: str, number: int = 0) -> Any:
-    """A private key for the algorithm; another one for each number."""
+    """A private key for the algorithm; another one for each number, the same in a whole run."""
+    return _key(algorithm, number)
+
+
+@functools.cache
+def _key(algorithm: str, number: int) -> Any:
     if algorithm in RSA:
         return _rsa_key(number)
     if algorithm in ECDSA:
