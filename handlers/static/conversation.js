@@ -88,8 +88,8 @@ export class Conversation {
         this.#changed();
       },
       onJoin: (info) => {
-        this.room.joined(info);
-        this.#present?.push(() => this.room.joined(info));
+        this.room.joined(info, this.#now());
+        this.#present?.push(() => this.room.joined(info, this.#now()));
         this.#changed();
       },
       onLeave: (info) => {
@@ -225,8 +225,8 @@ export class Conversation {
     this.room.forget();
     this.#read = false;
     if (!same) this.seen = 0;
-    if (!same) this.room.remark("The history of this room was started afresh");
-    else if (gap) this.room.remark("Some messages sent while you were away are no longer kept");
+    if (!same) this.room.remark("The history of this room was started afresh", this.#now());
+    else if (gap) this.room.remark("Some messages sent while you were away are no longer kept", this.#now());
   }
 
   async #askPresence() {

@@ -25,7 +25,8 @@
  * @property {"sending" | "sent" | "failed"} state
  * @property {string} [problem] Why it failed and what to do.
  *
- * @typedef {{key: string, after: number, text: string}} Note What happened behind which offset.
+ * @typedef {{key: string, after: number, time: number, text: string}} Note What happened, and behind
+ *   which offset.
  *
  * @typedef {{user: string, name: string, own: boolean, connections: number}} Person
  *
@@ -260,17 +261,20 @@ export class Room {
     const after = this.#users();
     if (this.#presenceKnown) {
       for (const [user, name] of before) if (!after.has(user)) this.#leaves(user, name, now + RETURN_GRACE_MS);
-      for (const [user, name] of after) if (!before.has(user)) this.#arrives(user, name);
+      for (const [user, name] of after) if (!before.has(user)) this.#arrives(user, name, now);
     }
     this.#presenceKnown = true;
     this.version += 1;
   }
 
-  /** @param {ClientInfo} info */
-  joined(info) {
+  /**
+   * @param {ClientInfo} info
+   * @param {number} now
+   */
+  joined(info, now) {
     const known = this.#users().has(info.user);
     this.#clients.set(info.client, { user: info.user, name: nameOf(info) });
-    if (this.#presenceKnown && !known) this.#arrives(info.user, nameOf(info));
+    if (this.#presenceKnown && !known) this.#arrives(info.user, nameOf(info), now);
     this.version += 1;
   }
 
@@ -320,7 +324,7 @@ export class Room {
     for (const [user, { name, at }] of this.#leaving) {
       if (at > now) continue;
       this.#leaving.delete(user);
-      this.#note(`${name} left`);
+      this.#note(`${name} left`, at);
     }
     const deadlines = [...this.#typing.values()].map(({ until }) => until);
     deadlines.push(...[...this.#leaving.values()].map(({ at }) => at));
@@ -334,10 +338,11 @@ export class Room {
   /**
    * @param {string} user
    * @param {string} name
+   * @param {number} now
    */
-  #arrives(user, name) {
+  #arrives(user, name, now) {
     if (this.#leaving.delete(user) || user === this.me) return;
-    this.#note(`${name} joined`);
+    this.#note(`${name} joined`, now);
   }
 
   /**
@@ -349,11 +354,14 @@ export class Room {
     if (user !== this.me) this.#leaving.set(user, { name, at });
   }
 
-  /** @param {string} text */
-  #note(text) {
+  /**
+   * @param {string} text
+   * @param {number} time
+   */
+  #note(text, time) {
     this.#noteCount += 1;
     const after = this.messages.at(-1)?.offset ?? 0;
-    this.#notes = [...this.#notes, { key: `note-${this.#noteCount}`, after, text }].slice(-NOTES_MAX);
+    this.#notes = [...this.#notes, { key: `note-${this.#noteCount}`, after, time, text }].slice(-NOTES_MAX);
     this.version += 1;
   }
 
@@ -373,9 +381,10 @@ export class Room {
    * Something that the person should know stands at this place in the conversation.
    *
    * @param {string} text
+   * @param {number} now
    */
-  remark(text) {
-    this.#note(text);
+  remark(text, now) {
+    this.#note(text, now);
   }
 
   // What to show.
@@ -388,12 +397,22 @@ export class Room {
     /** @type {Row[]} */
     const rows = [];
     const notes = [...this.#notes];
-    let day = "";
+    /** @type {Set<string>} */
+    const days = new Set();
     /** @type {Message | null} */
     let previous = null;
+    const dayRow = (/** @type {number} */ time) => {
+      const today = dayOf(time);
+      // Each day once, even where clocks differ and times run backwards.
+      if (days.has(today)) return;
+      days.add(today);
+      previous = null;
+      rows.push({ kind: "day", key: `day-${today}`, time });
+    };
     const noteRows = (/** @type {number} */ before) => {
       while (notes.length > 0 && notes[0].after < before) {
-        const { key, text } = /** @type {Note} */ (notes.shift());
+        const { key, text, time } = /** @type {Note} */ (notes.shift());
+        dayRow(time);
         const last = rows.at(-1);
         // Side by side they are one line: "Ada joined · Ben left".
         if (last?.kind === "note") last.text += ` · ${text}`;
@@ -403,12 +422,7 @@ export class Room {
     };
     for (const message of [...this.messages, ...this.outgoing]) {
       noteRows(message.offset || Infinity);
-      const today = dayOf(message.time);
-      if (today !== day) {
-        day = today;
-        previous = null;
-        rows.push({ kind: "day", key: `day-${today}`, time: message.time });
-      }
+      dayRow(message.time);
       const first = previous === null || previous.user !== message.user || previous.name !== message.name
         || message.time - previous.time > RUN_MS;
       const last = rows.at(-1);

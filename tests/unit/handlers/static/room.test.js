@@ -142,12 +142,20 @@ test("a run of one person's messages has one head, until a pause, a day or someb
   ]);
 });
 
+test("what happens before the first message of a day stands under that day", () => {
+  const room = makeRoom();
+  room.presence([me], NOW);
+  room.joined(ada, NOW);
+  room.publication(message(1), NOW);
+  assert.deepEqual(room.rows(oneDay).map(({ kind }) => kind), ["day", "note", "message"]);
+});
+
 test("rows have distinct keys", () => {
   const room = makeRoom();
   room.presence([me], NOW);
-  room.joined(ada);
+  room.joined(ada, NOW);
   room.page([message(1), message(2)], NOW);
-  room.joined(ben);
+  room.joined(ben, NOW);
   room.sending("k", "mine", NOW);
   const keys = room.rows(oneDay).map(({ key }) => key);
   assert.equal(new Set(keys).size, keys.length);
@@ -166,9 +174,9 @@ test("people are listed once, however many connections they have, oneself first"
 test("who comes and goes for good is noted, oneself isn't", () => {
   const room = makeRoom();
   room.presence([me], NOW);
-  room.joined({ ...me, client: "m2" });
-  room.joined(ada);
-  room.joined({ ...ada, client: "a2" });
+  room.joined({ ...me, client: "m2" }, NOW);
+  room.joined(ada, NOW);
+  room.joined({ ...ada, client: "a2" }, NOW);
   room.left(ada, NOW);
   assert.deepEqual(notes(room), ["ada joined"]);
   room.left({ ...ada, client: "a2" }, NOW);
@@ -183,7 +191,7 @@ test("who is back at once has neither left nor joined", () => {
   const room = makeRoom();
   room.presence([me, ada], NOW);
   room.left(ada, NOW);
-  room.joined({ ...ada, client: "a2" });
+  room.joined({ ...ada, client: "a2" }, NOW);
   assert.equal(room.expire(NOW + 3_600_000), null);
   assert.deepEqual(notes(room), []);
 });
@@ -194,7 +202,7 @@ test("after a restart of the server people get time to come back before they hav
   room.presence([{ ...me, client: "m2" }], NOW);
   assert.deepEqual(room.people().map(({ user }) => user), ["me"]);
   room.expire(NOW + 20_000);
-  room.joined({ ...ada, client: "a2" });
+  room.joined({ ...ada, client: "a2" }, NOW);
   room.expire(NOW + 60_000);
   assert.deepEqual(notes(room), ["ben left"]);
 });
@@ -202,9 +210,9 @@ test("after a restart of the server people get time to come back before they hav
 test("a presence list from before a join, with the join applied again, has everybody once", () => {
   const room = makeRoom();
   room.presence([me], NOW);
-  room.joined(ada);
+  room.joined(ada, NOW);
   room.presence([me], NOW);
-  room.joined(ada);
+  room.joined(ada, NOW);
   assert.deepEqual(room.people().map(({ user }) => user), ["me", "ada"]);
 });
 
