@@ -101,7 +101,7 @@ ensure_environment() {
     say "Installing into $1, which takes a minute the first time ..."
     (
         cd "$root" &&
-            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+            "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input \
                 --constraint constraints.txt --editable ".[$extras]" </dev/null >&2
     ) || die "installing failed, for the reason above; when that is mended, run it again"
     recipe "$extras" >"$venv/.recipe"
