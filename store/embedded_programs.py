@@ -57,7 +57,10 @@ class Programs:
             version = self.run("postgres", "--version")
         except PermissionError:
             # Root installed the package with a umask that closed it to others.
-            open_up(self._folder.parent.parent)
+            package = self._folder.parent.parent
+            for part in (package, package.with_name(f"{package.name}.libs")):
+                if part.exists():
+                    open_up(part)
             version = self.run("postgres", "--version")
         match = re.search(r"\d+", version)
         assert match is not None, f"postgres --version says {version!r}"
