@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096  # connections that the kernel holds while we are busy with others
 BODY_MAX_BYTES: Final = 16 * 1024 * 1024  # of a server API request: a broadcast to many channels
+KEEPALIVE_TIMEOUT: Final = 75.0  # seconds an HTTP connection may idle; what nginx does
+HTTP_SHUTDOWN_TIMEOUT: Final = 3.0  # seconds for requests under way when stopping
 VERSION: Final = distribution_version("capegate")
 # Many long-lived objects make full collections long; nothing here makes cycles per message or per
 # connection, so collections may be rare (docs/decisions/0003-garbage-collection.md).
@@ -63,11 +65,23 @@ class StartError(Exception):
 def serve(settings: Settings) -> int:
     """Run the gateway until SIGTERM or SIGINT; returns the exit code. Raises `StartError`."""
     logs.configure(settings)
+    _raise_file_limit()
     try:
         import uvloop  # noqa: PLC0415  there is none for Windows
     except ImportError:  # Windows
         return asyncio.run(_serve(settings))
     return uvloop.run(_serve(settings))
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open sockets as the system lets us; the usual soft limit is 1,024."""
+    try:
+        import resource  # noqa: PLC0415  there is none on Windows
+    except ImportError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(settings: Settings) -> int:
@@ -240,7 +254,7 @@ async def _listen(
     loop = asyncio.get_running_loop()
     application = web.Application(client_max_size=BODY_MAX_BYTES)
     inner = application if internal is None else web.Application(client_max_size=BODY_MAX_BYTES)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
+    runner = _runner(application)
     reception = Reception(
         loop=loop,
         manager=gateway.manager,
@@ -254,7 +268,7 @@ async def _listen(
     application.router.add_route("*", WEBSOCKET_PATH, upgrade_route(reception))
     _add_routes(application, inner, settings, gateway)
     await runner.setup()
-    inner_runner = web.AppRunner(inner, access_log=None, handle_signals=False)
+    inner_runner = _runner(inner)
     server = await loop.create_server(
         lambda: Gate(reception), sock=listener, backlog=BACKLOG, start_serving=True
     )
@@ -268,6 +282,16 @@ async def _listen(
         await runner.cleanup()
         if internal is not None:
             await inner_runner.cleanup()
+
+
+def _runner(application: web.Application) -> web.AppRunner:
+    return web.AppRunner(
+        application,
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=KEEPALIVE_TIMEOUT,
+        shutdown_timeout=HTTP_SHUTDOWN_TIMEOUT,
+    )
 
 
 def _http_protocol(runner: web.AppRunner) -> asyncio.Protocol:

@@ -100,6 +100,7 @@ class Gate(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = transport  # type: ignore[assignment]
+        self._reception.wheel.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -137,8 +138,6 @@ class Gate(asyncio.Protocol):
         if len(self._head) > HEAD_MAX_BYTES:
             reason = f"the request's head has more than {HEAD_MAX_BYTES} bytes"
             self._refuse(Refused(431, reason, "bad_request"))
-        elif not self.wheel_tick:
-            self._reception.wheel.add(self)
 
     # --- the two ways on --------------------------------------------------------------------------
 

@@ -240,8 +240,8 @@ class Hub:
             await self._load(channel, since)
             if self._channels.setdefault(channel.name, channel) is channel and not len(channel):
                 self._rest(channel)  # it may have had to make room meanwhile
-            if channel.epoch is not None and not self._at_hand(channel, since) and since:
-                await self._streams.page(channel.name, channel.options, since.offset, channel.top)
+            if since and since.offset < channel.top and not self._at_hand(channel, since):
+                await self._read_after(channel, since.offset)
         except LogUnavailable:
             answer(INTERNAL)
         except Exception:
@@ -669,7 +669,9 @@ class Hub:
         assert self._streams is not None
         publications = self._from_tail(channel, after)
         if publications is None:
-            page = await self._streams.page(channel.name, channel.options, after, channel.top)
+            # What the tail holds need not be read.
+            until = channel.tail[0][0] - 1 if channel.tail else channel.top
+            page = await self._streams.page(channel.name, channel.options, after, until)
             publications = page.after(after) if page is not None else ()
         return publications
 

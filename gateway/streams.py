@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 STREAMS_CACHED_MAX: Final = 100_000  # about 300 bytes each
 PAGE_LIFETIME: Final = 10.0  # long enough for a storm of reconnects to share it
 PAGES_CACHED_MAX_BYTES: Final = 64 * 1024 * 1024
+# Of one history reply. Whoever asked for more pages on from the last offset.
+HISTORY_MAX_BYTES: Final = 1024 * 1024
 RETRY_MIN: Final = 0.05  # seconds between tries while the database is away
 RETRY_MAX: Final = 1.0
 DRAIN_TIMEOUT: Final = 5.0
@@ -392,30 +394,33 @@ class Streams:
     async def page(
         self, channel: str, options: ChannelOptions, after: int, top: int
     ) -> LogPage | None:
-        """A stretch of the log that begins right above `after` and ends at `top` or before.
+        """A stretch of the log from `after` or before it up to `top` or to the end of a page.
 
         The first publication isn't `after + 1` when the log no longer has that one. None when the
         channel has no log at all. Raises `LogUnavailable`.
         """
         size = self._limits.recovery_page
         index = after // size
-        key = (channel, index)
-        end = (index + 1) * size
-        cached = self._pages.get(key)
-        if cached is not None:
-            page, expires_at, _ = cached
-            if page.until >= min(end, top) and time.monotonic() < expires_at:
-                self._read_cache.inc()
-                return page
+        needed = min((index + 1) * size, top)
 
         async def read(connection: log.Connection) -> LogPage | None:
             self._read_database.inc()
-            return await self._read_page(connection, channel, options, index)
+            page = await self._read_page(connection, channel, options, index)
+            if page is not None:
+                self._keep_page((channel, index), page)
+            return page
 
-        page_read = await self._shared(("page", channel, index, top), read)
-        if page_read is not None:
-            self._keep_page(key, page_read)
-        return page_read
+        # A read that was under way may have begun before the last commits: then it takes another.
+        page: LogPage | None = None
+        for _ in range(2):
+            cached = self._pages.get((channel, index))
+            if cached is not None and cached[0].until >= needed and time.monotonic() < cached[1]:
+                self._read_cache.inc()
+                return cached[0]
+            page = await self._shared(("page", channel, index), read)
+            if page is None or page.until >= needed:
+                return page
+        return page
 
     async def _read_page(
         self, connection: log.Connection, channel: str, options: ChannelOptions, index: int
@@ -488,7 +493,7 @@ class Streams:
                 limit=limit,
                 reverse=reverse,
             )
-            return [_encode(row) for row in rows], top
+            return _encode_up_to(rows, HISTORY_MAX_BYTES), top
 
         self._read_database.inc()
         return await self._query(read)
@@ -545,6 +550,19 @@ def new_epoch() -> str:
 
 def _not_before(options: ChannelOptions) -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=options.history_ttl)
+
+
+def _encode_up_to(rows: Sequence[log.Row], size_max: int) -> list[bytes]:
+    """Publications in JSON up to a size, one at least."""
+    encoded: list[bytes] = []
+    size = 0
+    for row in rows:
+        pub = _encode(row)
+        size += len(pub)
+        if size > size_max and encoded:
+            break
+        encoded.append(pub)
+    return encoded
 
 
 def _encode(row: log.Row) -> bytes:

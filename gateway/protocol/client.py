@@ -78,6 +78,8 @@ HISTORY_LIMIT_MAX: Final = 300
 # Commands of one client that may wait for the database at once, and that may wait behind connect.
 # The SDKs send a few; the bound keeps one client from filling the publish queue alone.
 IN_FLIGHT_MAX: Final = 1024
+# How much of that one command takes: the answers to these may be a megabyte long.
+_WEIGHTS: Final[Mapping[Method, int]] = {"history": 64}
 # Refused commands in a row (rate) after which a client that doesn't listen is closed.
 REFUSALS_MAX: Final = 256
 
@@ -323,10 +325,12 @@ class Client:
 
     def _finish_connect(self, now: float) -> None:
         results = {}
-        for channel, subscription in self.subscriptions.items():
+        for channel, subscription in list(self.subscriptions.items()):
             result = self._enter(subscription, now)
             if result is not None:
                 results[channel] = result
+            else:
+                del self.subscriptions[channel]
         rules = self._rules
         self.phase = Phase.CONNECTED
         self._stale_at = NEVER
@@ -678,15 +682,16 @@ class Client:
 
     def _begin(self, command_id: int, method: Method) -> bool:
         """Count a command that will be answered later; refuse it when too many wait."""
-        if self._in_flight >= IN_FLIGHT_MAX:
+        weight = _WEIGHTS.get(method, 1)
+        if self._in_flight + weight > IN_FLIGHT_MAX:
             self._fail(command_id, method, TOO_MANY_REQUESTS)
             return False
-        self._in_flight += 1
+        self._in_flight += weight
         return True
 
     def answer(self, command_id: int, method: Method, outcome: bytes | ErrorCode) -> None:
         """The result of a command that had to wait."""
-        self._in_flight -= 1
+        self._in_flight -= _WEIGHTS.get(method, 1)
         if self.phase is Phase.CLOSED:
             return
         if isinstance(outcome, ErrorCode):

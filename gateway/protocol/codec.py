@@ -290,9 +290,9 @@ def sub_refresh_result(ttl: int | None) -> bytes:
 
 
 def publish_result(offset: int, epoch: str, duplicate: bool) -> bytes:
-    """PublishResult with the position (A.12); `{}` for a publication without one."""
+    """PublishResult with the position, if there is one (A.12)."""
     if not offset:
-        return b"{}"
+        return b'{"duplicate":true}' if duplicate else b"{}"
     repeated = b',"duplicate":true' if duplicate else b""
     return b'{"offset":%d,"epoch":%b%b}' % (offset, quote(epoch), repeated)
 
