@@ -18,6 +18,7 @@ from pathlib import Path
 from store.embedded_errors import EmbeddedServerError
 
 if sys.platform != "win32":  # where EmbeddedServer.start() refuses
+    import fcntl
     import pwd
 
 USER_NAME = "capegate"
@@ -67,25 +68,43 @@ def choose(cluster: Path) -> ServerUser:
 
 def _dedicated() -> ServerUser:
     deadline = time.monotonic() + _ADD_USER_PATIENCE
-    while True:
-        try:
-            entry = pwd.getpwnam(USER_NAME)
-        except KeyError:
-            complaint = _add_user()
-        else:
-            return ServerUser(entry.pw_uid, entry.pw_gid)
-        if complaint and time.monotonic() > deadline:
+    while (found := _find_dedicated()) is None:
+        complaint = _add_user()
+        if not complaint:
+            continue
+        if time.monotonic() > deadline:
             raise EmbeddedServerError(
                 f'PostgreSQL refuses to run as root, and the user "{USER_NAME}" can\'t be made to '
                 f"run it ({complaint}). Make that user, start the gateway as an ordinary user, or "
                 "set DATABASE_URL."
             )
-        if complaint:
-            time.sleep(0.1)
+        time.sleep(0.1)
+    return found
+
+
+def _find_dedicated() -> ServerUser | None:
+    try:
+        entry = pwd.getpwnam(USER_NAME)
+    except KeyError:
+        return None
+    return ServerUser(entry.pw_uid, entry.pw_gid)
 
 
 def _add_user() -> str:
-    """Add the dedicated user. Gives "" if that worked, else the reason."""
+    """Add the dedicated user. Gives "" if that worked, else the reason.
+
+    Gateways that start together take turns (a lock on /etc, which nothing else locks): `useradd`
+    looks for the name before it takes its own lock, and two at once add it twice.
+    """
+    etc = os.open("/etc", os.O_RDONLY)
+    try:
+        fcntl.flock(etc, fcntl.LOCK_EX)
+        return "" if _find_dedicated() is not None else _run_add_user()
+    finally:
+        os.close(etc)
+
+
+def _run_add_user() -> str:
     for command in _ADD_USER_COMMANDS:
         try:
             done = subprocess.run(  # noqa: S603  nothing in it comes from outside
