@@ -496,12 +496,18 @@ class Hub:
 
     def _begin_epoch(self, channel: Channel, first: Committed) -> None:
         """The channel's log began anew: positions in the old one mean nothing."""
-        self._lose_position(channel, [*channel.catching_up])
-        channel.epoch = first.epoch
-        channel.top = first.offset - 1
-        self._drop_tail(channel)
-        self._lose_position(channel, [*channel.live.plain, *channel.live.deflated])
+        self._move_to(channel, StreamPosition(first.offset - 1, first.epoch))
         self.deliver_committed((first,))
+
+    def _move_to(self, channel: Channel, position: StreamPosition) -> None:
+        """Go on in another epoch; who follows positions learns that its own is lost."""
+        if self._dirty:
+            self._flush()
+        channel.epoch = position.epoch
+        channel.top = position.offset
+        self._drop_tail(channel)
+        members = [*channel.catching_up, *channel.live.plain, *channel.live.deflated]
+        self._lose_position(channel, members)
 
     def _lose_position(self, channel: Channel, subscribers: Iterable[Subscriber]) -> None:
         for subscriber in subscribers:
@@ -743,10 +749,7 @@ class Hub:
             self._idle.pop(channel.name, None)
             self._forget(channel.name)
         elif position is not None:
-            self._lose_position(channel, [*channel.catching_up])
-            channel.epoch, channel.top = position.epoch, position.offset
-            self._drop_tail(channel)
-            self._lose_position(channel, [*channel.live.plain, *channel.live.deflated])
+            self._move_to(channel, position)
         # Without a stream nothing has been published in the new epoch yet, so nothing is missing.
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
