@@ -511,7 +511,9 @@ class Hub:
 
     def _lose_position(self, channel: Channel, subscribers: Iterable[Subscriber]) -> None:
         for subscriber in subscribers:
-            if not subscriber.position_lost(channel.name) and subscriber in channel.catching_up:
+            if subscriber.position_lost(channel.name):
+                self.leave(subscriber, channel.name)  # in case it didn't do so itself
+            elif subscriber in channel.catching_up:
                 # It doesn't follow positions: let it go on with what comes.
                 channel.catching_up[subscriber] = channel.top
 
@@ -694,14 +696,16 @@ class Hub:
             self._lose_position(channel, followers)
             return
         pieces = _pieces(channel.name_json, publications)
+        deflated: dict[int, bytes] = {}  # made once, for those who want it
         for subscriber in followers:
             position = after
-            for last, plain, pushes in pieces:
+            for last, frames, pushes in pieces:
                 if subscriber.paused:
                     break
-                frames = plain
                 if subscriber.deflate:
-                    frames = self._deflated(pushes)
+                    if last not in deflated:
+                        deflated[last] = self._deflated(pushes)
+                    frames = deflated[last]
                 subscriber.sink(frames)
                 self._deliveries += len(pushes)
                 position = last
