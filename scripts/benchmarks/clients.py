@@ -152,7 +152,7 @@ class Tally:
             self._waiter.set_exception(error)
 
 
-class Counter(Client):
+class CountingClient(Client):
     """A subscriber that counts."""
 
     __slots__ = ("_tally", "received_bytes")
@@ -176,7 +176,7 @@ class Counter(Client):
         self._tally.fail(ConnectionFailed(f"a subscriber's connection ended: {exc}"))
 
 
-class Probe(Counter):
+class Probe(CountingClient):
     """The one subscriber that parses: it finds out how many bytes a round has."""
 
     __slots__ = ("_awaited", "_rest", "_round", "audience")
@@ -210,7 +210,7 @@ class Probe(Counter):
             self._tally.expect(len(self._round) * self.audience)
 
 
-class Timed(Client):
+class TimingClient(Client):
     """A subscriber that notes how long each publication took to come."""
 
     __slots__ = ("_latencies_ns", "_rest")

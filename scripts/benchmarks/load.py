@@ -13,6 +13,7 @@ import gc
 import sys
 import time
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -24,12 +25,12 @@ from scripts.benchmarks import procfs
 from scripts.benchmarks.clients import (
     Client,
     ConnectionFailed,
-    Counter,
+    CountingClient,
     Opener,
     Probe,
     Publisher,
     Tally,
-    Timed,
+    TimingClient,
 )
 from scripts.benchmarks.dialects import BareDialect, Dialect, GatewayDialect, Step
 from scripts.benchmarks.figures import distribution
@@ -57,6 +58,7 @@ from scripts.benchmarks.publishing import FloodingPublisher, Schedule
 _REQUEST_TIMEOUT = 60.0
 _ARRIVAL_TIMEOUT = 10.0
 _CLOSE_TIMEOUT = 20.0
+_DRAIN_TIMEOUT = 10.0
 
 # The server counts as idle when it used less than this share of a core over one look.
 _IDLE_SHARE = 0.03
@@ -99,8 +101,8 @@ class Audience:
     """The subscribers gathered last."""
 
     tally: Tally
-    counters: list[Counter]
-    timed: list[Timed]
+    counters: list[CountingClient]
+    timed: list[TimingClient]
     latencies_ns: "array[int]"
 
     def clients(self) -> list[Client]:
@@ -138,16 +140,16 @@ class Load:
 
     async def _gather(self, request: Gather) -> Answer:
         tally, latencies_ns = Tally(), array("q")
-        counters: list[Counter] = []
-        timed: list[Timed] = []
+        counters: list[CountingClient] = []
+        timed: list[TimingClient] = []
         greetings: list[tuple[Sequence[Step], Client]] = []
         for number in range(request.count):
             client: Client
             if request.timed:
-                client = Timed(latencies_ns)
+                client = TimingClient(latencies_ns)
                 timed.append(client)
             else:
-                client = Probe(tally) if number == 0 else Counter(tally)
+                client = Probe(tally) if number == 0 else CountingClient(tally)
                 counters.append(client)
             channel = request.channels[number % len(request.channels)]
             greetings.append((self._dialect.subscriber(self._next_user(), channel), client))
@@ -176,11 +178,15 @@ class Load:
         frame = request.verbatim or self._dialect.publish(request.channel, request.items)
         await self._meter.settle()
         self._meter.start()
-        for _ in range(request.rounds):
-            tally.begin()
-            probe.begin(len(request.items))
-            publisher.transport.write(frame)
-            await tally.wait(request.patience)
+        try:
+            for _ in range(request.rounds):
+                tally.begin()
+                probe.begin(len(request.items))
+                publisher.transport.write(frame)
+                await tally.wait(request.patience)
+        except ConnectionFailed:
+            publisher.check()  # a refusal explains more than what it leads to
+            raise
         cost = self._meter.stop(request.rounds * len(request.items) * len(counters))
         publisher.check()
         publisher.transport.close()
@@ -193,8 +199,12 @@ class Load:
 
     async def _flood(self, request: Flood) -> Answer:
         floods = [
-            FloodingPublisher(channel, request.window, request.payload_bytes)
-            for channel in request.channels
+            FloodingPublisher(
+                request.channels[number % len(request.channels)],
+                request.window,
+                request.payload_bytes,
+            )
+            for number in range(request.publishers)
         ]
         for flood in floods:
             await self._open_publisher(flood.publisher, flood.channel)
@@ -208,14 +218,29 @@ class Load:
         await asyncio.sleep(request.seconds)
         cost = self._meter.stop(sum(flood.acknowledged_since_mark for flood in floods))
         for flood in floods:
-            await flood.drain()
-            logged = await flood.logged()
-            if logged != flood.acknowledged:
-                raise ConnectionFailed(
-                    f"{flood.channel}: {flood.acknowledged} acknowledged, {logged} in the log"
-                )
+            flood.stop()
+        if not await is_true_within(_DRAIN_TIMEOUT, lambda: all(one.is_drained for one in floods)):
+            raise ConnectionFailed("publishes stay without an answer")
+        await self._compare_with_log(floods)
+        for flood in floods:
             flood.publisher.transport.close()
         return Flooded(cost, distribution(ns for flood in floods for ns in flood.latencies_ns))
+
+    async def _compare_with_log(self, floods: Sequence[FloodingPublisher]) -> None:
+        """Fails unless each channel's log has as many publications as were acknowledged."""
+        acknowledged: Counter[str] = Counter()
+        for flood in floods:
+            acknowledged[flood.channel] += flood.acknowledged
+        askers = {flood.channel: flood for flood in floods}
+        for asker in askers.values():
+            asker.ask_top()
+        everybody = askers.values()
+        await is_true_within(_DRAIN_TIMEOUT, lambda: all(asker.knows_top for asker in everybody))
+        for channel, asker in askers.items():
+            if asker.top != acknowledged[channel]:
+                raise ConnectionFailed(
+                    f"{channel}: {acknowledged[channel]} acknowledged, {asker.top} in the log"
+                )
 
     async def _pace(self, request: Pace) -> Answer:
         publishers = [await self._publisher(channel) for channel in request.channels]

@@ -47,12 +47,14 @@ class Rounds(msgspec.Struct, tag=True, frozen=True):
 
 
 class Flood(msgspec.Struct, tag=True, frozen=True):
-    """Publish as fast as acknowledgements come, `window` outstanding per channel's publisher.
+    """Publish as fast as acknowledgements come, each publisher leaving `window` outstanding.
 
-    Answered by Flooded, after the log's own offsets were compared with the acknowledgements.
+    Publishers are spread evenly over the channels. Answered by Flooded, after the log's own offsets
+    were compared with the acknowledgements.
     """
 
     channels: list[str]
+    publishers: int
     window: int
     payload_bytes: int
     seconds: float

@@ -34,6 +34,15 @@ class Pacing:
 
 
 @dataclass(frozen=True, slots=True)
+class Flooding:
+    """As many publishes as get acknowledged: each publisher leaves `window` unacknowledged."""
+
+    publishers: int
+    window: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Counts and durations (seconds) of one run."""
 
@@ -59,11 +68,9 @@ class Plan:
     """Below every listen backlog in use, so that no SYN is dropped and retried a second later."""
 
     durable_repeats: int = 3
-    durable_seconds: float = 5.0
+    durable_seconds: float = 4.0
     durable_warmup: float = 1.0
-    durable_publishers: int = 16
-    durable_window: int = 64
-    """Publishes that one publisher leaves unacknowledged at most."""
+    durable_loads: tuple[Flooding, ...] = (Flooding(16, 64, 16), Flooding(1_000, 1, 50))
 
     syncs: int = 300
     """Writes of one page with fdatasync per durable repeat: the disk's own speed."""
@@ -83,7 +90,7 @@ QUICK = Plan(
     crowd_rounds=4,
     connects=500,
     durable_repeats=1,
-    durable_seconds=3.0,
+    durable_seconds=2.0,
     durable_warmup=0.5,
     syncs=100,
     latency_repeats=1,

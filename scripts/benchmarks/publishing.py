@@ -4,15 +4,12 @@ import asyncio
 import random
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from scripts.benchmarks import payloads, wire
-from scripts.benchmarks.clients import ConnectionFailed, Publisher, reply_ids
+from scripts.benchmarks.clients import Publisher, reply_ids
 from scripts.benchmarks.dialects import Dialect
 from scripts.benchmarks.messages import Pace
-from scripts.benchmarks.polling import is_true_within
-
-_ANSWER_TIMEOUT = 10.0
 
 
 class FloodingPublisher:
@@ -26,10 +23,10 @@ class FloodingPublisher:
         self.publisher = Publisher(self._on_frame)
         self.latencies_ns = array("q")
         self.acknowledged = 0
-        self._top = 0
+        self.top: int | None = None
+        """How many publications the channel's log has ever had, once asked for."""
         self._marked = 0
         self._running = True
-        self._awaiting_top = False
         self._sent_ns = [0] * (window + 1)
         data = payloads.plain(payload_bytes)
         # Ids start at 1 in the protocol; the first place is never used.
@@ -52,25 +49,26 @@ class FloodingPublisher:
         self._marked = self.acknowledged
         del self.latencies_ns[:]
 
-    async def drain(self) -> None:
-        """Publishes no more and waits for the last acknowledgement."""
+    def stop(self) -> None:
+        """Publish no more."""
         self._running = False
-        await self._reach(lambda: not any(self._sent_ns))
 
-    async def logged(self) -> int:
-        """How many publications the channel's log says it has ever had."""
-        self._awaiting_top = True
-        self.publisher.transport.write(wire.joined([wire.position_command(1, self.channel)]))
-        await self._reach(lambda: not self._awaiting_top)
-        return self._top
-
-    async def _reach(self, condition: Callable[[], bool]) -> None:
-        reached = await is_true_within(
-            _ANSWER_TIMEOUT, lambda: condition() or self.publisher.is_broken
-        )
+    @property
+    def is_drained(self) -> bool:
+        """Whether every publish is acknowledged. Raises what broke the connection."""
         self.publisher.check()
-        if not reached:
-            raise ConnectionFailed(f"{self.channel}: a command is not answered")
+        return not any(self._sent_ns)
+
+    def ask_top(self) -> None:
+        """Ask for the channel's top offset. Only when drained."""
+        self.top = None
+        self.publisher.transport.write(wire.joined([wire.position_command(1, self.channel)]))
+
+    @property
+    def knows_top(self) -> bool:
+        """Whether the answer is there. Raises what broke the connection."""
+        self.publisher.check()
+        return self.top is not None
 
     def _publish(self, ids: Sequence[int]) -> None:
         now_ns = time.monotonic_ns()
@@ -79,9 +77,8 @@ class FloodingPublisher:
         self.publisher.transport.write(b"".join([self._frames[number] for number in ids]))
 
     def _on_frame(self, frame: bytes) -> None:
-        if self._awaiting_top:
-            self._top = wire.position_in(frame)
-            self._awaiting_top = False
+        if not self._running and self.is_drained:
+            self.top = wire.position_in(frame)
             return
         now_ns = time.monotonic_ns()
         ids = reply_ids(frame)

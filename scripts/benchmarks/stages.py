@@ -11,7 +11,7 @@ from scripts.benchmarks import payloads, procfs
 from scripts.benchmarks.arena import KEPT, LIVE, Arena, Side
 from scripts.benchmarks.figures import median, median_distribution, median_ratio
 from scripts.benchmarks.messages import Cost, Flood, Flooded, Gather, Pace, Paced, Rounds
-from scripts.benchmarks.plan import Pacing, Plan, Stage
+from scripts.benchmarks.plan import Flooding, Pacing, Plan, Stage
 from scripts.benchmarks.rows import Aim, Row, Unit
 
 _FANOUT_AIM = Aim(1.10, of_ratio=True)
@@ -150,14 +150,23 @@ async def connects(arena: Arena, plan: Plan) -> list[Row]:
 
 async def durable(arena: Arena, plan: Plan, folder: Path) -> list[Row]:
     """Acknowledged publishes to channels with history, against the disk's own speed."""
+    rows = []
+    for flooding in plan.durable_loads:
+        rows.extend(await _durable(arena, plan, flooding, folder))
+    return rows
+
+
+async def _durable(arena: Arena, plan: Plan, flooding: Flooding, folder: Path) -> list[Row]:
     floods: list[Flooded] = []
     syncs: list[float] = []
     database_shares: list[float] = []
     for repeat in range(plan.durable_repeats):
         syncs.append(await asyncio.to_thread(_syncs_per_second, folder, plan.syncs))
+        prefix = f"{KEPT}:flood-{flooding.publishers}-{repeat}"
         request = Flood(
-            [f"{KEPT}:flood-{repeat}-{number}" for number in range(plan.durable_publishers)],
-            plan.durable_window,
+            [f"{prefix}-{number}" for number in range(flooding.channels)],
+            flooding.publishers,
+            flooding.window,
             plan.payload_bytes,
             plan.durable_seconds,
             plan.durable_warmup,
@@ -167,9 +176,9 @@ async def durable(arena: Arena, plan: Plan, folder: Path) -> list[Row]:
         database_shares.append((_database_cpu(arena) - before) / (time.monotonic() - began))
     rates = [flood.cost.units_per_second for flood in floods]
     latency = median_distribution([flood.latency for flood in floods])
-    outstanding = plan.durable_publishers * plan.durable_window
+    name = f"durable publishes, {flooding.publishers:,} clients"
     rate = Row(
-        "durable publishes",
+        name,
         Unit.PER_SECOND,
         median(rates),
         baseline=median(syncs),
@@ -178,15 +187,15 @@ async def durable(arena: Arena, plan: Plan, folder: Path) -> list[Row]:
         aim=_DURABLE_AIM,
         server_busy=median(flood.cost.server_busy for flood in floods),
         load_busy=median(flood.cost.load_busy for flood in floods),
-        note=(f"{_commits(arena)}; PostgreSQL used {median(database_shares):.0%} of a core"),
+        note=(
+            f"{flooding.window} outstanding per client, {flooding.channels} channels; "
+            f"{_commits(arena)}; PostgreSQL used {median(database_shares):.0%} of a core"
+        ),
         samples={"gateway": rates, "fdatasync": syncs, "postgresql_busy": database_shares},
     )
-    note = f"{plan.durable_publishers} publishers, {outstanding:,} publishes outstanding"
-    return [
-        rate,
-        Row("durable publish acknowledged, p50", Unit.MILLISECONDS, latency.p50),
-        Row("durable publish acknowledged, p99", Unit.MILLISECONDS, latency.p99, note=note),
-    ]
+    p50 = Row(f"{name}, acknowledged p50", Unit.MILLISECONDS, latency.p50)
+    p99 = Row(f"{name}, acknowledged p99", Unit.MILLISECONDS, latency.p99)
+    return [rate, p50, p99]
 
 
 async def latency(arena: Arena, plan: Plan) -> list[Row]:
@@ -360,7 +369,7 @@ async def _still_resident_bytes(pid: int) -> int:
 def _commits(arena: Arena) -> str:
     """What is known about the durability of a commit; the embedded server says it when started."""
     known = [] if arena.database_pid is None else procfs.command_line(arena.database_pid)
-    synced = all(f"{name}=on" in known for name in ("fsync", "synchronous_commit"))
+    synced = all(f"--{name}=on" in known for name in ("fsync", "synchronous_commit"))
     return "fsync and synchronous_commit on" if synced else "fsync not confirmed"
 
 
