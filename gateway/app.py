@@ -305,7 +305,8 @@ def _add_routes(
 ) -> None:
     services = gateway.services
     setup_pages(application)
-    if settings.development:
+    # Only our own secret can sign here; with public keys alone there is nothing to mint with.
+    if settings.development and settings.token_hmac_secret is not None:
         setup_dev(application, lambda user: mint(settings, user))
     setup_health(application, gateway.health)
     if inner is not application:

@@ -23,7 +23,13 @@ from gateway.protocol.actions import (
     SubscribeGrant,
 )
 from gateway.protocol.channels import ChannelOptions
-from gateway.protocol.claims import ConnectClaims, KeyMissing, SubscribeClaims, TokenError
+from gateway.protocol.claims import (
+    ConnectClaims,
+    KeyMissing,
+    SubscribeClaims,
+    TokenError,
+    TokenInvalid,
+)
 from gateway.protocol.client import Client
 from gateway.protocol.codec import Method, StreamPosition
 from gateway.protocol.codes import (
@@ -354,10 +360,13 @@ class Connection:
     async def _verify_with_new_keys(
         self, verify: Callable[[], Any], answer: Callable[[Any, float], None]
     ) -> None:
-        await self._services.verifier.refresh_keys()
+        refreshed = await self._services.verifier.refresh_keys()
         grant: object
         try:
             grant = verify()
+        except KeyMissing as error:
+            # Unless the keys were really read again, nobody knows whether the token is good.
+            grant = TokenInvalid(str(error)) if refreshed else error
         except TokenError as error:
             grant = error
         self._answer(answer, grant)

@@ -39,6 +39,7 @@ from gateway.protocol.actions import (
 from gateway.protocol.channels import ChannelOptions, is_private
 from gateway.protocol.claims import (
     ConnectClaims,
+    KeyMissing,
     ServerSubscription,
     SubscribeClaims,
     TokenError,
@@ -53,6 +54,7 @@ from gateway.protocol.codes import (
     CONNECTION_EXPIRED,
     EXPIRED,
     INSUFFICIENT_STATE,
+    INTERNAL,
     INVALID_TOKEN,
     LIMIT_EXCEEDED,
     NO_PONG,
@@ -233,6 +235,8 @@ class Client:
                     return
                 if isinstance(grant, TokenExpired):
                     self._fail_connect(TOKEN_EXPIRED)
+                elif isinstance(grant, KeyMissing):
+                    self._fail_connect(INTERNAL)
                 elif isinstance(grant, TokenError):
                     self._close(INVALID_TOKEN, str(grant))
                 else:
@@ -413,8 +417,7 @@ class Client:
         if self.subscriptions.get(subscription.channel) is not subscription:
             return
         if isinstance(grant, TokenError):
-            expired = isinstance(grant, TokenExpired)
-            self._drop(subscription, TOKEN_EXPIRED if expired else PERMISSION_DENIED)
+            self._drop(subscription, _refusal(grant))
         elif not self._token_fits(grant.claims, subscription.channel):
             self._close(INVALID_TOKEN, "a subscription token of another channel, user or client")
         elif not self._hold(subscription, grant, now):
@@ -722,6 +725,8 @@ class Client:
                 return
             if isinstance(grant, TokenExpired):
                 self._close(CONNECTION_EXPIRED, "refreshed with an expired token")
+            elif isinstance(grant, KeyMissing):
+                self._fail(command_id, "refresh", INTERNAL)
             elif isinstance(grant, TokenError):
                 self._close(INVALID_TOKEN, str(grant))
             elif grant.claims.user != self.user:
@@ -762,8 +767,8 @@ class Client:
         def answer(grant: SubscribeGrant | TokenError, now: float) -> None:
             if self.subscriptions.get(subscription.channel) is not subscription:
                 return
-            if isinstance(grant, TokenExpired):
-                self._fail(command_id, "sub_refresh", TOKEN_EXPIRED)
+            if isinstance(grant, TokenExpired | KeyMissing):
+                self._fail(command_id, "sub_refresh", _refusal(grant))
             elif isinstance(grant, TokenError):
                 self._close(INVALID_TOKEN, str(grant))
             elif not self._token_fits(grant.claims, subscription.channel):
@@ -823,6 +828,14 @@ class Client:
         if self.phase is not Phase.CLOSED:
             self.closed()
             self._actions.close(disconnect, detail)
+
+
+def _refusal(error: TokenError) -> ErrorCode:
+    """The error reply for a subscription token that can't be honoured."""
+    if isinstance(error, TokenExpired):
+        return TOKEN_EXPIRED
+    # A key that can't be had right now says nothing about the token: the client tries again.
+    return INTERNAL if isinstance(error, KeyMissing) else PERMISSION_DENIED
 
 
 def _seconds_left(deadline: float, now: float) -> int | None:
