@@ -12,12 +12,12 @@ Guarantees every implementation gives, and one behaviour suite checks:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+
+class Committed(Struct, frozen=True, gc=False):
     """A publication that is in the log. `pub` is its Publication object in JSON."""
 
     channel: str
@@ -26,8 +26,7 @@ class Committed:
     pub: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Transient:
+class Transient(Struct, frozen=True, gc=False):
     """A publication without a place in a log; an ephemeral one is the first to be dropped."""
 
     channel: str

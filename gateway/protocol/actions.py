@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.claims import ConnectClaims, SubscribeClaims, TokenError
 from gateway.protocol.codec import Method, StreamPosition
@@ -28,8 +30,7 @@ class SubscribeGrant:
     lifetime: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Publishing:
+class Publishing(Struct, frozen=True, gc=False):
     """A publication, checked and permitted. `data`, `info` and `tags` are raw JSON."""
 
     channel: str
@@ -41,8 +42,7 @@ class Publishing:
     ephemeral: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True, gc=False):
     """Where a publication landed; offset 0 means that its channel keeps no log."""
 
     offset: int = 0
