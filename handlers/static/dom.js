@@ -102,7 +102,7 @@ export function showAvatar(avatar, user, name) {
 function hueOf(user) {
   let hash = 0x811c9dc5;
   for (const char of user) hash = Math.imul(hash ^ (char.codePointAt(0) ?? 0), 0x01000193);
-  return (hash ^ (hash >>> 15)) & 7;
+  return (hash ^ (hash >>> 18)) & 7;
 }
 
 /** @param {string} name */

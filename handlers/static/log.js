@@ -111,7 +111,10 @@ export class LogView {
     };
     setText(this.#pastText, problem ? "" : texts[past]);
     const canAsk = !problem && (past === "more" || past === "failed");
+    if (!canAsk && document.activeElement === this.#pastButton) this.#log.focus({ preventScroll: true });
     this.#pastButton.hidden = !canAsk;
+    // Coming by in the focus order would take the reader up here; scrolling loads just as well.
+    this.#pastButton.tabIndex = past === "failed" ? 0 : -1;
     setText(this.#pastButton, past === "failed" ? "Try again" : "Load earlier messages");
     this.#past.setAttribute("aria-busy", String(past === "loading"));
   }
@@ -213,7 +216,8 @@ export class LogView {
   /** Remembers the first message in sight; the function it returns puts it back where it was. */
   #place() {
     const top = this.#log.getBoundingClientRect().top;
-    const anchor = [...this.#list.children].find((child) => child.getBoundingClientRect().bottom > top);
+    // Not a day's name: it stays above whatever is put in under it.
+    const anchor = [...this.#list.querySelectorAll(".message")].find((child) => child.getBoundingClientRect().bottom > top);
     const before = anchor?.getBoundingClientRect().top ?? 0;
     return () => {
       if (anchor?.isConnected) this.#log.scrollTop += anchor.getBoundingClientRect().top - before;

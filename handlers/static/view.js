@@ -111,11 +111,13 @@ export class View {
    */
   #renderAdvice(connection, { problem }) {
     const advice = connectionAdvice(connection) || problem;
+    // Asked first: what is hidden loses the focus at once.
+    const focused = document.activeElement === this.#adviceButton;
     setText(this.#adviceText, advice);
     this.#adviceButton.hidden = connectionAdvice(connection) === "";
     setText(this.#adviceButton, connection.phase === "waiting" ? "Retry now" : "Connect again");
-    if (advice === "" && this.#advice.contains(document.activeElement)) this.focusText();
     this.#advice.hidden = advice === "";
+    if (focused && this.#adviceButton.hidden) this.focusText();
   }
 
   // Rooms and people.

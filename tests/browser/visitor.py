@@ -1,0 +1,89 @@
+"""A person at the chat page, in a browser tab: what they do and what they see."""
+
+from collections.abc import Sequence
+
+from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, expect
+
+RECONNECT_TIMEOUT_MS = 45_000
+"""The page's longest pause between two attempts, the server's answer, and a slow machine."""
+
+# What the browser itself reports about a server that is away, or has no token route.
+_EXPECTED_ERRORS = ("WebSocket connection to", "Failed to load resource")
+
+
+class Visitor:
+    """One tab. `problems` collects what the page complained about: it should stay empty."""
+
+    def __init__(self, page: Page, name: str) -> None:
+        self.page = page
+        self.name = name
+        self.problems: list[str] = []
+        self.requested: set[str] = set()
+        self.people = page.get_by_role("list", name="People here")
+        self.log = page.get_by_role("log", name="Messages")
+        self.texts = page.locator(".message .text")
+        self.typing = page.locator("#typing-text")
+        self.connection = page.locator("#connection-label")
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("request", lambda request: self.requested.add(request.url))
+
+    @classmethod
+    async def arrive(
+        cls, context: BrowserContext, url: str, name: str, *, clock: bool = False
+    ) -> "Visitor":
+        """Open the page in a tab of its own and stand before the dialog.
+
+        With `clock`, `page.clock` can make the page's time jump.
+        """
+        visitor = cls(await context.new_page(), name)
+        if clock:
+            await visitor.page.clock.install()
+        await visitor.page.goto(url)
+        await expect(visitor.page.get_by_role("dialog")).to_be_visible()
+        return visitor
+
+    @classmethod
+    async def join(
+        cls, context: BrowserContext, url: str, name: str, *, clock: bool = False
+    ) -> "Visitor":
+        """Open the page, give the name and be in the room."""
+        visitor = await cls.arrive(context, url, name, clock=clock)
+        await visitor.page.get_by_label("Your name").fill(name)
+        await visitor.page.get_by_role("button", name="Join").click()
+        await visitor.is_here()
+        return visitor
+
+    async def is_here(self) -> None:
+        """Connected, in the room, and listed among the people."""
+        await expect(self.connection).to_have_text("Connected", timeout=RECONNECT_TIMEOUT_MS)
+        await expect(self.people.get_by_text("you", exact=False)).to_be_visible()
+
+    @property
+    def box(self) -> Locator:
+        """Where messages are written."""
+        return self.page.locator("#text")
+
+    async def write(self, text: str) -> None:
+        await self.box.fill(text)
+        await self.box.press("Enter")
+
+    def message(self, text: str) -> Locator:
+        """The rows that show exactly this text."""
+        return self.page.locator(".message").filter(
+            has=self.page.locator(".text").get_by_text(text, exact=True)
+        )
+
+    async def sees(self, texts: Sequence[str]) -> None:
+        """Wait until the messages are these, in this order, each once."""
+        await expect(self.texts).to_have_text(list(texts), timeout=RECONNECT_TIMEOUT_MS)
+
+    async def overflow(self) -> int:
+        """By how many pixels the page is wider than its window."""
+        return int(
+            await self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        )
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"} and not message.text.startswith(_EXPECTED_ERRORS):
+            self.problems.append(message.text)
