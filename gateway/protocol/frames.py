@@ -184,10 +184,11 @@ class FrameReader:
             websocket_mask(bytes(buffer[payload_at - 4 : payload_at]), payload)
             start = end
             if opcode & _CONTROL:
-                messages.append((opcode, bytes(payload)))
                 if opcode is CLOSE:
                     self._check_close(payload)
                     self._done = True
+                messages.append((opcode, bytes(payload)))
+                if self._done:
                     return size
             else:
                 self._take_data(opcode, first, payload, messages)
