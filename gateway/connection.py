@@ -191,6 +191,8 @@ class Connection:
         self._outbox = None
         self.client.closed()
         if not self._link.lost:
+            if self._link.paused:
+                self._link.transport.resume_reading()  # or its answer would never be seen
             self._link.close_due = self._services.loop.time() + self._services.close_timeout
             self._services.wheel.add(self)
 

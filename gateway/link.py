@@ -13,6 +13,7 @@ from gateway.protocol.codes import Disconnect, close_reason
 from gateway.protocol.frames import (
     BINARY,
     CLOSE,
+    MESSAGE_TOO_BIG,
     NO_STATUS,
     NORMAL_CLOSURE,
     PING,
@@ -113,8 +114,13 @@ class Link(asyncio.Protocol):
                 owner.native_pong()
         failure = self._reader.failure
         if failure is not None and not self.closing:
-            self._end(failure.code, failure.reason.encode())
-            self.transport.close()  # the peer's frames can't be read, so neither its close frame
+            # By the code's range (A.8) all but the last would be worth another try.
+            reconnect = failure.code != MESSAGE_TOO_BIG
+            self._end(failure.code, close_reason(failure.reason, reconnect=reconnect))
+            # The peer's frames can't be read any more, so neither its close frame: its end of the
+            # stream is its answer. Closing at once would meet bytes that are still on their way
+            # with a reset, and the peer might never see why.
+            self.transport.write_eof()
 
     def eof_received(self) -> None:
         """The peer will send no more; half-open WebSockets make no sense."""
