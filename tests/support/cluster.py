@@ -321,7 +321,7 @@ def find_postmaster(data: Path) -> psutil.Process | None:
         # The file outlives a killed server, and its number may be another process by now.
         if str(data) in " ".join(process.cmdline()):
             return process
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.ZombieProcess):
+    except (FileNotFoundError, ValueError, psutil.Error):
         pass
     return None
 
@@ -334,10 +334,17 @@ def wait_until_ended(processes: Iterable[psutil.Process]) -> None:
     """
     deadline = time.monotonic() + _CONTROL_TIMEOUT
     for process in processes:
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        while not _has_ended(process):
             if time.monotonic() > deadline:
                 raise ClusterError(f"still running after {_CONTROL_TIMEOUT} s: {process}")
             time.sleep(0.005)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _free_port() -> int:
