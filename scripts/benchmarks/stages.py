@@ -35,14 +35,18 @@ Measurement = Callable[[], Awaitable[_Result]]
 
 
 async def by_turns(
-    repeats: int, measurements: Mapping[str, Measurement[_Result]]
+    plan: Plan, repeats: int, measurements: Mapping[str, Measurement[_Result]]
 ) -> dict[str, list[_Result]]:
     """Repeats all measurements one after the other, every second time in the reverse order.
 
-    So what drifts (clock speed, caches, a neighbour) hits all of them alike.
+    So what drifts (clock speed, caches, a neighbour) hits all of them alike. Ends early when the
+    plan's time for it is over.
     """
     results: dict[str, list[_Result]] = {name: [] for name in measurements}
+    end = time.monotonic() + plan.repeating_seconds
     for repeat in range(repeats):
+        if repeat >= plan.repeats_min and time.monotonic() > end:
+            break
         names = list(measurements)
         for name in names if repeat % 2 == 0 else reversed(names):
             results[name].append(await measurements[name]())
@@ -68,7 +72,7 @@ async def crowd(arena: Arena, plan: Plan, wanted: Collection[Stage]) -> list[Row
         rows.append(row)
     if Stage.FANOUT in wanted:
         measurements = await _fanout_measurements(arena, channel, plan, plan.crowd_rounds)
-        costs = await by_turns(plan.repeats, measurements)
+        costs = await by_turns(plan, plan.repeats, measurements)
         rows.append(_fanout_row(plan.crowd, costs))
     return rows
 
@@ -90,7 +94,7 @@ async def audience(arena: Arena, plan: Plan, wanted: Collection[Stage]) -> list[
     measurements |= {name: _costs(arena.bare, request) for name, request in requests.items()}
     ours = _rounds(channel, plan, bursts, publications=plan.burst)
     measurements["gateway burst"] = _costs(arena.gateway, ours)
-    costs = await by_turns(plan.repeats, measurements)
+    costs = await by_turns(plan, plan.repeats, measurements)
     rows = []
     if Stage.FANOUT in wanted:
         rows.append(_cost_row(f"bare send call, {plan.audience:,} sockets", costs["send"]))
@@ -122,8 +126,8 @@ async def connects(arena: Arena, plan: Plan) -> list[Row]:
         return measure
 
     measurements = {"gateway": measurement(arena.gateway), "bare": measurement(arena.bare)}
-    await by_turns(1, measurements)
-    costs = await by_turns(plan.repeats, measurements)
+    await by_turns(plan, 1, measurements)
+    costs = await by_turns(plan, plan.repeats, measurements)
     ours, theirs = costs["gateway"], costs["bare"]
     cpu = _cost_row(
         "connect, CPU",
@@ -228,7 +232,7 @@ async def _latency(arena: Arena, plan: Plan, pacing: Pacing, seed: int) -> list[
     for side in (arena.gateway, arena.bare):
         await side.load.gather(gather)
     measurements = {"gateway": measurement(arena.gateway), "bare": measurement(arena.bare)}
-    runs = await by_turns(plan.latency_repeats, measurements)
+    runs = await by_turns(plan, plan.latency_repeats, measurements)
     for side in (arena.gateway, arena.bare):
         await side.load.dismiss()
     ours = median_distribution([run.latency for run in runs["gateway"]])
