@@ -4,11 +4,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, async_playwright, expect
 
 from tests.support.cluster import Cluster
 from tests.support.server import ServerProcess
 from tests.support.tools import chromium
+
+# How long a condition may take to become true: generous, for a machine that does other things too.
+expect.set_options(timeout=15_000)
 
 DEVELOPMENT = {"GATEWAY_DEVELOPMENT": "1"}
 
