@@ -9,7 +9,7 @@ connection is aiohttp's, and `upgrade_route` takes it back.
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -19,6 +19,7 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMessage
+from multidict import CIMultiDict, MultiMapping
 
 from gateway.connections import ConnectionManager
 from gateway.protocol.handshake import Accepted, OriginPolicy, Refused, negotiate
@@ -48,9 +49,10 @@ class Reception:
     trusted_proxies: Networks = ()
 
     def admit(
-        self, method: str, query: str, headers: Mapping[str, str], peer: str
+        self, method: str, query: str, headers: MultiMapping[str], peer: str
     ) -> tuple[Accepted | Refused, str]:
         """Decide on an upgrade and say on whose behalf it comes (the client's address)."""
+        headers = _merged(headers)
         address = client_address(peer, headers.get("X-Forwarded-For"), self.trusted_proxies)
         decision: Accepted | Refused | None = self.manager.refusal(address)
         if decision is None:
@@ -71,8 +73,16 @@ def client_address(peer: str, forwarded_for: str | None, trusted: Networks) -> s
     for hop in reversed(forwarded_for.split(",")):
         if not _is_in(address, trusted):
             break
-        address = hop.strip()
+        address = _without_port(hop.strip())
     return address
+
+
+def _without_port(address: str) -> str:
+    """Some proxies write `192.0.2.1:4711` and `[2001:db8::1]:4711`."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, _, port = address.partition(":")
+    return address if ":" in port else host
 
 
 def _is_in(address: str, networks: Networks) -> bool:
@@ -80,18 +90,35 @@ def _is_in(address: str, networks: Networks) -> bool:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped  # how IPv4 looks to a socket that listens to both
     return any(parsed in network for network in networks)
+
+
+def _merged(headers: MultiMapping[str]) -> MultiMapping[str]:
+    """Headers with those that are repeated as one list (RFC 9110, 5.3).
+
+    A proxy may add its X-Forwarded-For as a line behind the client's own; to look at the first
+    alone would be to believe the client.
+    """
+    if len({name.lower() for name in headers}) == len(headers):
+        return headers
+    merged: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        merged[name] = f"{merged[name]},{value}" if name in merged else value
+    return merged
 
 
 class Gate(asyncio.Protocol):
     """A TCP connection until its first request's head is complete."""
 
-    __slots__ = ("_due", "_head", "_reception", "_transport", "wheel_tick")
+    __slots__ = ("_due", "_head", "_reception", "_refused", "_transport", "wheel_tick")
 
     def __init__(self, reception: Reception) -> None:
         self._reception = reception
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | None = None  # None once it is another's, or lost
         self._head = bytearray()
+        self._refused = False
         self._due = reception.loop.time() + reception.handshake_timeout
         self.wheel_tick = 0
 
@@ -108,21 +135,21 @@ class Gate(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self._head or b"\r\n\r\n" not in data:
+        if self._refused:
+            return  # what still comes is not looked at
+        searched = 0
+        if self._head:
             searched = max(0, len(self._head) - 3)
             self._head += data
-            if self._head.find(b"\r\n\r\n", searched) < 0:
-                self._wait_for_more()
-                return
             data = bytes(self._head)
-            self._head.clear()
-        transport, self._transport = self._transport, None
-        if transport is None:
-            return  # refused already; what still comes is not looked at
-        if data.startswith(_REQUEST_PREFIX) and data[len(_REQUEST_PREFIX) :][:1] in b" ?":
-            self._take_upgrade(transport, data)
-        else:
-            self._hand_over(transport, data)
+        end = data.find(b"\r\n\r\n", searched)
+        if end > HEAD_MAX_BYTES or (end < 0 and len(data) > HEAD_MAX_BYTES):
+            reason = f"the request's head has more than {HEAD_MAX_BYTES} bytes"
+            self._refuse(Refused(431, reason, "bad_request"))
+        elif end >= 0:
+            self._open(data)
+        elif not self._head:
+            self._head += data
 
     # --- the wheel's: a head that doesn't come to its end -----------------------------------------
 
@@ -132,26 +159,42 @@ class Gate(asyncio.Protocol):
 
     def tick(self, now: float) -> None:
         """See `wheel.Timed`."""
-        self._refuse(Refused(408, "the request's head took too long", "timeout"))
-
-    def _wait_for_more(self) -> None:
-        if len(self._head) > HEAD_MAX_BYTES:
-            reason = f"the request's head has more than {HEAD_MAX_BYTES} bytes"
-            self._refuse(Refused(431, reason, "bad_request"))
+        if not self._refused:
+            self._refuse(Refused(408, "the request's head took too long", "timeout"))
+        elif self._transport is not None:
+            self._transport.abort()
 
     # --- the two ways on --------------------------------------------------------------------------
 
-    def _take_upgrade(self, transport: asyncio.Transport, data: bytes) -> None:
+    def _open(self, data: bytes) -> None:
+        """Take a complete head, with what came behind it."""
+        self._head.clear()
+        if data.startswith(_REQUEST_PREFIX) and data[len(_REQUEST_PREFIX) :][:1] in b" ?":
+            self._take_upgrade(data)
+        else:
+            transport = self._give_away()
+            handler = self._reception.http()
+            transport.set_protocol(handler)
+            handler.connection_made(transport)
+            handler.data_received(data)
+
+    def _give_away(self) -> asyncio.Transport:
+        transport, self._transport = self._transport, None
+        assert transport is not None, "a lost connection gives no data"
+        return transport
+
+    def _take_upgrade(self, data: bytes) -> None:
         reception = self._reception
         parser = HttpRequestParser(BaseProtocol(reception.loop), reception.loop, 2**16)
         try:
             messages, _, tail = parser.feed_data(data)
         except BadHttpMessage:
-            self._transport = transport
-            self._refuse(Refused(400, "the request can't be read as HTTP/1.1", "bad_request"))
+            reason = "the request can't be read as HTTP/1.1"
+            self._refuse(Refused(400, reason, "bad_request"))
             return
         message = messages[0][0]
-        peer = transport.get_extra_info("peername")
+        assert self._transport is not None, "a lost connection gives no data"
+        peer = self._transport.get_extra_info("peername")
         decision, address = reception.admit(
             message.method,
             message.url.raw_query_string,
@@ -159,23 +202,29 @@ class Gate(asyncio.Protocol):
             peer[0] if peer else "",
         )
         if isinstance(decision, Refused):
-            _write_refusal(transport, decision)
+            self._answer(decision)
             return
-        link = reception.manager.accept(transport, decision, address)
+        link = reception.manager.accept(self._give_away(), decision, address)
         if tail:
             link.data_received(bytes(tail))
 
-    def _hand_over(self, transport: asyncio.Transport, data: bytes) -> None:
-        handler = self._reception.http()
-        transport.set_protocol(handler)
-        handler.connection_made(transport)
-        handler.data_received(data)
-
     def _refuse(self, refused: Refused) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            instruments.HANDSHAKES.labels(refused.outcome).inc()
-            _write_refusal(transport, refused)
+        instruments.HANDSHAKES.labels(refused.outcome).inc()
+        self._answer(refused)
+
+    def _answer(self, refused: Refused) -> None:
+        """Answer with a refusal, and drop what still comes until the client closes its end.
+
+        To close at once would be to meet it with a reset, and the client might not see the answer.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._refused = True
+        self._head.clear()
+        transport.write(_refusal(refused))
+        transport.write_eof()
+        self._due = self._reception.loop.time() + self._reception.handshake_timeout
 
 
 def problem(refused: Refused) -> bytes:
@@ -190,7 +239,8 @@ def problem(refused: Refused) -> bytes:
     )
 
 
-def _write_refusal(transport: asyncio.Transport, refused: Refused) -> None:
+def _refusal(refused: Refused) -> bytes:
+    """The refusal as an HTTP response."""
     body = problem(refused)
     names = {name.lower() for name, _ in refused.headers}
     headers = [
@@ -202,8 +252,7 @@ def _write_refusal(transport: asyncio.Transport, refused: Refused) -> None:
         headers.append(("Connection", "close"))
     lines = [f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}"]
     lines += [f"{name}: {value}" for name, value in headers]
-    transport.write("\r\n".join([*lines, "", ""]).encode() + body)
-    transport.close()
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def upgrade_route(reception: Reception) -> Callable[[web.Request], Any]:
