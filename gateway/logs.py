@@ -4,6 +4,7 @@ import logging
 import sys
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.settings import Settings
 
@@ -37,4 +38,14 @@ def configure(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     # One line per request is the proxy's business; here it would drown what matters.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(_not_the_clients_fault)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _not_the_clients_fault(record: logging.LogRecord) -> bool:
+    """Drop what aiohttp says of requests that aren't HTTP.
+
+    Their senders are answered with 400. Here they could fill the disk, and their bytes, which the
+    message quotes, may hold cookies and tokens.
+    """
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
