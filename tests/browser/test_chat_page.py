@@ -510,7 +510,7 @@ async def test_a_message_that_is_refused_says_why_and_can_be_discarded(
         visitor = await Visitor.join(context, server.http_url, "Ada")
         await visitor.write("not allowed")
         refused = visitor.message("not allowed")
-        await expect(refused).to_contain_text("You may not write in this room.")
+        await expect(refused.get_by_role("alert")).to_have_text("You may not write in this room.")
         await expect(refused).to_contain_text("Not sent")
         await refused.get_by_role("button", name="Retry").click()
         await expect(refused).to_contain_text("Not sent")
