@@ -24,7 +24,7 @@ from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.claims import ServerSubscription
 from gateway.protocol.codec import StreamPosition
 from gateway.protocol.codes import Disconnect, ErrorCode
-from gateway.protocol.limits import nests_too_deep
+from gateway.protocol.limits import is_unfit_for_others
 from gateway.protocol.permissions import ChannelRules
 from gateway.streams import LogUnavailable
 from handlers import api_requests as requests
@@ -88,7 +88,7 @@ class ServerAPI:
             raise APIError(codes.NOT_AVAILABLE, "versioned publications are not supported")
         if len(data) > BODY_PAYLOAD_MAX_BYTES:
             raise APIError(codes.BAD_REQUEST, "the payload is too large")
-        if nests_too_deep(data) or "\0" in request.idempotency_key:
+        if is_unfit_for_others(data) or "\0" in request.idempotency_key:
             raise APIError(codes.BAD_REQUEST)
         done: asyncio.Future[Published | ErrorCode] = self.services.loop.create_future()
         self.services.publisher.publish(

@@ -71,7 +71,7 @@ from gateway.protocol.codes import (
     ErrorCode,
     Unsubscribe,
 )
-from gateway.protocol.limits import TokenBucket, nests_too_deep
+from gateway.protocol.limits import TokenBucket, is_unfit_for_others
 from gateway.protocol.permissions import Operation
 from gateway.protocol.subscription import NEVER, Subscription, SubscriptionState
 
@@ -590,7 +590,7 @@ class Client:
             not data
             or len(request.idempotency_key) > IDEMPOTENCY_KEY_LENGTH_MAX
             or "\0" in request.idempotency_key
-            or nests_too_deep(data)
+            or is_unfit_for_others(data)
         ):
             error = BAD_REQUEST
         if error is not None or isinstance(options, ErrorCode):
