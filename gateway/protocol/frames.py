@@ -82,7 +82,7 @@ class FrameReader:
 
     `feed` returns messages in order: `(TEXT, str)`, `(BINARY, bytes)`, and control frames as they
     come between fragments, `(PING|PONG, payload)` and `(CLOSE, payload)`. After a close frame, or
-    once `failure` is set, input is ignored.
+    once `failure` is set, input is ignored. A message may have `size_max` bytes, 125 at least.
     """
 
     __slots__ = (
@@ -98,6 +98,7 @@ class FrameReader:
     )
 
     def __init__(self, size_max: int, deflate: bool = False) -> None:
+        assert size_max >= _CONTROL_PAYLOAD_MAX, "short frames aren't looked at for their size"
         self._size_max = size_max
         self._deflate = deflate
         # Bytes of an incomplete frame, and how many make it worth looking again: without that
@@ -110,11 +111,6 @@ class FrameReader:
         self._compressed = False
         self._done = False
         self.failure: FrameFailure | None = None
-
-    @property
-    def reading(self) -> bool:
-        """Whether a frame or a message is incomplete."""
-        return self._tail is not None or self._message is not None
 
     def feed(self, data: bytes) -> list[Message]:
         """Take bytes from the socket and return the messages that they complete."""
