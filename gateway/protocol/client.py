@@ -20,7 +20,7 @@ that need the database may come in another order, as their ids allow.
 
 A subscription is OPENING until the world has what joining needs (`prepared`); joining, the reply
 and becoming LIVE then happen in one step, so no publication can slip between the reply and the
-first push. One that was cancelled while it opened is simply no longer in the table.
+first push. One that was cancelled while it opened is answered then and no longer in the table.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,6 +80,9 @@ HISTORY_LIMIT_MAX: Final = 300
 # Commands of one client that may wait for the database at once, and that may wait behind connect.
 # The SDKs send a few; the bound keeps one client from filling the publish queue alone.
 IN_FLIGHT_MAX: Final = 1024
+# Characters of messages that may wait behind connect, while a token's key is fetched: nobody has
+# shown yet who they are. The SDKs send one message with everything.
+WAITING_MAX: Final = 256 * 1024
 # How much of that one command takes: the answers to these may be a megabyte long.
 _WEIGHTS: Final[Mapping[Method, int]] = {"history": 64}
 # Refused commands in a row (rate) after which a client that doesn't listen is closed.
@@ -113,6 +116,7 @@ class Client:
         "_rules",
         "_stale_at",
         "_waiting",
+        "_waiting_size",
         "deadline_moved",
         "id",
         "info",
@@ -147,6 +151,7 @@ class Client:
         self._connect_id = 0
         self._connect_left = 0  # subscriptions that the connect reply still waits for
         self._waiting: list[Command] | None = None
+        self._waiting_size = 0
         self._stale_at = now + rules.stale_close_delay
         self._ping_at = NEVER
         self._pong_by = NEVER
@@ -163,6 +168,8 @@ class Client:
         except codec.MalformedCommand as error:
             self._close(BAD_PROTOCOL, str(error))
             return
+        if self.phase is Phase.CONNECTING:
+            self._waiting_size += len(message)
         for command in commands:
             self._take(command, now)
 
@@ -176,7 +183,7 @@ class Client:
             self._dispatch(command, now)
         elif phase is Phase.CONNECTING:
             assert self._waiting is not None, "set with the phase"
-            if len(self._waiting) >= IN_FLIGHT_MAX:
+            if len(self._waiting) >= IN_FLIGHT_MAX or self._waiting_size > WAITING_MAX:
                 self._close(TOO_MANY, "too many commands before the connect reply")
             else:
                 self._waiting.append(command)
@@ -501,6 +508,9 @@ class Client:
         subscription = self.subscriptions.get(request.channel)
         if subscription is not None:
             self._remove(subscription)
+            if subscription.state is SubscriptionState.OPENING and subscription.command_id:
+                # Temporary, as the SDK may be subscribing again already and takes it for that one.
+                self._fail(subscription.command_id, "subscribe", TOO_MANY_REQUESTS)
         self._actions.send(codec.reply(command_id, "unsubscribe"))
 
     def _remove(self, subscription: Subscription) -> None:
@@ -513,10 +523,11 @@ class Client:
     def subscribe_by_server(
         self, channel: str, grant: ServerSubscription, since: StreamPosition | None = None
     ) -> ErrorCode | None:
-        """Subscribe the client; a `subscribe` push follows. Subscribed already is a success."""
-        if self.phase is not Phase.CONNECTED:
-            return NOT_AVAILABLE
-        if channel in self.subscriptions:
+        """Subscribe the client; a `subscribe` push follows.
+
+        Nothing to do is a success: subscribed already, or not connected (yet, or any more).
+        """
+        if self.phase is not Phase.CONNECTED or channel in self.subscriptions:
             return None
         if len(self.subscriptions) >= self._rules.channels_max:
             return LIMIT_EXCEEDED
@@ -561,11 +572,8 @@ class Client:
     def refresh_by_server(self, lifetime: float | None, now: float) -> None:
         """Set how long the connection may last, in seconds (None: for ever)."""
         self._expires_at = NEVER if lifetime is None else now + lifetime
-        self._actions.send(codec.refresh_push(_seconds_left(self._expires_at, now)))
-
-    def send_by_server(self, data: bytes) -> None:
-        """Send a message of its own to this client; `data` is raw JSON."""
-        self._actions.send(b'{"push":{"message":{"data":%b}}}' % data)
+        if self.phase is Phase.CONNECTED:  # or else the connect reply will tell
+            self._actions.send(codec.refresh_push(_seconds_left(self._expires_at, now)))
 
     def closed(self) -> None:
         """The connection ended, whoever ended it: leave everything."""
@@ -692,9 +700,12 @@ class Client:
         self._in_flight += weight
         return True
 
+    def _end(self, method: Method) -> None:
+        self._in_flight -= _WEIGHTS.get(method, 1)
+
     def answer(self, command_id: int, method: Method, outcome: bytes | ErrorCode) -> None:
         """The result of a command that had to wait."""
-        self._in_flight -= _WEIGHTS.get(method, 1)
+        self._end(method)
         if self.phase is Phase.CLOSED:
             return
         if isinstance(outcome, ErrorCode):
@@ -721,6 +732,7 @@ class Client:
             return
 
         def answer(grant: ConnectGrant | TokenError, now: float) -> None:
+            self._end("refresh")
             if self.phase is not Phase.CONNECTED:
                 return
             if isinstance(grant, TokenExpired):
@@ -734,7 +746,8 @@ class Client:
             else:
                 self._take_refresh(command_id, grant, now)
 
-        self._actions.verify_connect(token, answer)
+        if self._begin(command_id, "refresh"):
+            self._actions.verify_connect(token, answer)
 
     def _take_refresh(self, command_id: int, grant: ConnectGrant, now: float) -> None:
         if grant.lifetime is not None and grant.lifetime <= 0:
@@ -765,9 +778,12 @@ class Client:
             return
 
         def answer(grant: SubscribeGrant | TokenError, now: float) -> None:
-            if self.subscriptions.get(subscription.channel) is not subscription:
+            self._end("sub_refresh")
+            if self.phase is not Phase.CONNECTED:
                 return
-            if isinstance(grant, TokenExpired | KeyMissing):
+            if self.subscriptions.get(subscription.channel) is not subscription:
+                self._fail(command_id, "sub_refresh", PERMISSION_DENIED)  # unsubscribed meanwhile
+            elif isinstance(grant, TokenExpired | KeyMissing):
                 self._fail(command_id, "sub_refresh", _refusal(grant))
             elif isinstance(grant, TokenError):
                 self._close(INVALID_TOKEN, str(grant))
@@ -780,7 +796,8 @@ class Client:
                 result = codec.sub_refresh_result(ttl)
                 self._actions.send(codec.reply(command_id, "sub_refresh", result))
 
-        self._actions.verify_subscribe(request.token, answer)
+        if self._begin(command_id, "sub_refresh"):
+            self._actions.verify_subscribe(request.token, answer)
 
     # --- time -------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 from msgspec import Meta, Raw, Struct
 
-from gateway.protocol.codes import Disconnect, ErrorCode, Unsubscribe
+from gateway.protocol.codes import ErrorCode, Unsubscribe
 
 type_u32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 # PostgreSQL's bigint and the double of JavaScript both hold it exactly.
@@ -397,15 +397,6 @@ def subscribe_push(channel: str, result: bytes) -> bytes:
 def refresh_push(ttl: int | None) -> bytes:
     """The server changed the connection's lifetime."""
     return b'{"push":{"refresh":%b}}' % sub_refresh_result(ttl)
-
-
-def disconnect_push(disconnect: Disconnect) -> bytes:
-    """Why the connection ends, for transports without a close frame (A.8)."""
-    return b'{"push":{"disconnect":{"code":%d,"reason":%b,"reconnect":%b}}}' % (
-        disconnect.code,
-        quote(disconnect.reason),
-        b"true" if disconnect.reconnect else b"false",
-    )
 
 
 PING: Final = b"{}"
