@@ -142,6 +142,11 @@ class Channel:
         return len(self.live) + len(self.catching_up) + len(self.skipped)
 
     @property
+    def has_pending(self) -> bool:
+        """Whether frames wait for the end of the turn: whoever enters now must not get them."""
+        return bool(self.live.pending or (self.listeners is not None and self.listeners.pending))
+
+    @property
     def logged(self) -> bool:
         """Whether its publications have positions."""
         return self.options.keeps_history
@@ -279,6 +284,8 @@ class Hub:
         doesn't reach back to `since`.
         """
         channel = self._open(name, options)
+        if channel.has_pending:
+            self._flush()
         if not options.keeps_history:
             self._enter(channel, subscriber, listens)
             if subscriber.paused:
@@ -288,8 +295,6 @@ class Hub:
             return Joined()
         if channel.epoch is None:
             raise AssertionError(f"joined {name!r} before it was prepared")
-        if self._dirty:
-            self._flush()
         top = StreamPosition(channel.top, channel.epoch)
         if since is None:
             self._enter(channel, subscriber, listens)
@@ -342,12 +347,12 @@ class Hub:
         publications = self._from_tail(channel, since.offset)
         if publications is None:
             page = self._streams.cached_page(channel.name, since.offset)
-            if page is None or page.until <= since.offset:
+            if page is None or page.epoch != channel.epoch or page.until <= since.offset:
                 return ()
             publications = page.after(since.offset)
         if not publications or publications[0][0] != since.offset + 1:
             return None
-        return publications
+        return _up_to(publications, channel.top)
 
     def _from_tail(self, channel: Channel, after: int) -> Sequence[tuple[int, bytes]] | None:
         """The tail behind an offset, None when it doesn't reach back that far."""
@@ -532,7 +537,7 @@ class Hub:
                 for channel in dict.fromkeys(dirty)
                 for audience in (channel.live, channel.listeners)
                 if audience is not None and audience.pending
-                for batch in self._take(channel, audience)
+                for batch in self._take(audience)
             ]
             if len(batches) == 1:
                 members, frames, count = batches[0]
@@ -556,13 +561,9 @@ class Hub:
             for subscriber, names in paused:
                 self._demote(subscriber, names)
 
-    def _take(
-        self, channel: Channel, audience: Audience
-    ) -> Iterable[tuple[Mapping[Subscriber, Sink], bytes, int]]:
+    def _take(self, audience: Audience) -> Iterable[tuple[Mapping[Subscriber, Sink], bytes, int]]:
         """An audience's pending frames, joined, once for each encoding that somebody reads."""
         pending, audience.pending = audience.pending, []
-        if audience is channel.live and channel.skipped:
-            instruments.DROPS.labels("transient").inc(len(channel.skipped) * len(pending))
         if audience.plain:
             yield audience.plain, b"".join(map(text_frame, pending)), len(pending)
         if audience.deflated:
@@ -662,16 +663,18 @@ class Hub:
             positions = [at for sub, at in channel.catching_up.items() if not sub.paused]
             if not positions:
                 return
-            after = min(positions)
+            after, epoch = min(positions), channel.epoch
+            publications: Sequence[tuple[int, bytes]] = ()
             if after < channel.top:
                 try:
                     publications = await self._read_after(channel, after)
-                except LogUnavailable:
+                except Exception as error:
+                    if not isinstance(error, LogUnavailable):
+                        logger.exception("could not read the log of a channel")
                     await asyncio.sleep(LOG_RETRY_DELAY)
                     continue
-            else:
-                publications = ()
-            self._advance(channel, after, publications)
+            if channel.epoch == epoch:
+                self._advance(channel, after, publications)
 
     async def _read_after(self, channel: Channel, after: int) -> Sequence[tuple[int, bytes]]:
         assert self._streams is not None
@@ -680,7 +683,10 @@ class Hub:
             # What the tail holds need not be read.
             until = channel.tail[0][0] - 1 if channel.tail else channel.top
             page = await self._streams.page(channel.name, channel.options, after, until)
-            publications = page.after(after) if page is not None else ()
+            if page is None or page.epoch != channel.epoch:
+                self.check_positions()  # the log began anew, and nobody told us
+                return ()
+            publications = page.after(after)
         return publications
 
     def _advance(
@@ -695,7 +701,7 @@ class Hub:
         if after < channel.top and (not publications or publications[0][0] != after + 1):
             self._lose_position(channel, followers)
             return
-        pieces = _pieces(channel.name_json, publications)
+        pieces = _pieces(channel.name_json, _up_to(publications, channel.top))
         deflated: dict[int, bytes] = {}  # made once, for those who want it
         for subscriber in followers:
             position = after
@@ -706,7 +712,10 @@ class Hub:
                     if last not in deflated:
                         deflated[last] = self._deflated(pushes)
                     frames = deflated[last]
-                subscriber.sink(frames)
+                try:
+                    subscriber.sink(frames)
+                except Exception:  # must not cost the others their message
+                    logger.exception("could not write to a subscriber")
                 self._deliveries += len(pushes)
                 position = last
             channel.catching_up[subscriber] = position
@@ -766,6 +775,12 @@ class Hub:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("a hub task failed", exc_info=task.exception())
+
+
+def _up_to(publications: Sequence[tuple[int, bytes]], top: int) -> Sequence[tuple[int, bytes]]:
+    """Without those above `top`: the log has them, but this process hasn't been handed them yet."""
+    early = publications[-1][0] - top if publications else 0
+    return publications[:-early] if early > 0 else publications
 
 
 def _up_to_bytes(
