@@ -7,8 +7,11 @@ meanwhile is simply put back. Deadlines are thus met late by at most one tick, n
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Final, Protocol
+
+logger = logging.getLogger(__name__)
 
 TICK: Final = 0.25  # seconds; the shortest deadline on the wire is whole seconds
 SLOTS: Final = 512  # two minutes ahead; later deadlines wait in the last slot and are put back
@@ -90,6 +93,10 @@ class Wheel:
             if timed.wheel_tick != tick:
                 continue  # moved to an earlier slot meanwhile and already run there
             timed.wheel_tick = 0
-            if timed.next_deadline() <= now:
-                timed.tick(now)
-            self.add(timed)
+            try:
+                if timed.next_deadline() <= now:
+                    timed.tick(now)
+            except Exception:  # must not cost all others their deadlines
+                logger.exception("a deadline could not be handled")
+            else:
+                self.add(timed)
