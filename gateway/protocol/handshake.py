@@ -56,7 +56,8 @@ class OriginPolicy:
             return True
         if self.allowed:
             return "*" in self.allowed or origin.lower().rstrip("/") in self.allowed
-        return urlsplit(origin).netloc.lower() == host.lower()
+        own = urlsplit(origin).netloc.lower()
+        return own != "" and own == host.lower()
 
 
 def accept_key(key: str) -> bytes:
@@ -82,14 +83,14 @@ def negotiate(
     ]
     parameters = dict(parse_qsl(query)) if query else {}
     offered = _tokens(headers.get("Sec-WebSocket-Protocol", ""), lower=False)
-    protobuf = PROTOBUF_SUBPROTOCOL in offered or "protobuf" in (
+    # Of a client's several subprotocols the one that is spoken here.
+    subprotocol = next(filter(offered.__contains__, (JSON_SUBPROTOCOL, PROTOBUF_SUBPROTOCOL)), None)
+    if subprotocol is not None:
+        lines.append(b"Sec-WebSocket-Protocol: " + subprotocol.encode())
+    protobuf = subprotocol == PROTOBUF_SUBPROTOCOL or "protobuf" in (
         parameters.get("cf_protocol"),
         parameters.get("format"),
     )
-    for subprotocol in (PROTOBUF_SUBPROTOCOL, JSON_SUBPROTOCOL):
-        if subprotocol in offered:
-            lines.append(b"Sec-WebSocket-Protocol: " + subprotocol.encode())
-            break
     deflate = deflate_enabled and accepts_deflate(headers.get("Sec-WebSocket-Extensions", ""))
     if deflate:
         lines.append(b"Sec-WebSocket-Extensions: " + _DEFLATE_REPLY.encode())
