@@ -70,6 +70,14 @@ class Fenced(Exception):
     """A batch of that number has been written already."""
 
 
+class FenceLost(Exception):
+    """The database knows less about a process's batches than the process itself.
+
+    It was restored from a backup, or a standby took over that had missed the last commits. `use_up`
+    makes the fence good again.
+    """
+
+
 _REGISTER = """
 insert into publishers (node) values ($1)
 """
@@ -136,8 +144,11 @@ _STORE_PLACES = """
 update publishers set positions = $2::jsonb where node = $1
 """
 
+# Like a commit, it waits for an attempt that is under way, and then finds the number taken.
 _USE_UP = """
-update publishers set batch = $2, positions = null where node = $1 and batch = $2::bigint - 1
+insert into publishers as p (node, batch) values ($1, $2)
+on conflict (node) do update set batch = excluded.batch, positions = null, updated_at = now()
+where p.batch < excluded.batch
 """
 
 _OUTCOME = """
@@ -169,34 +180,49 @@ _CLEAR = """
 update streams set floor = top where channel = $1
 """
 
+# Most streams have nothing to delete, as the first look at their oldest publication tells. The
+# streams' rows are locked last, for a short time, and in name order as everywhere.
 _TRIM = """
-with oldest as materialized (
-    select s.id, p."offset", p.published_at, n.keep_above, n.cutoff
+with due as materialized (
+    select n.id, n.keep_above, n.cutoff
     from unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) as n (id, keep_above, cutoff)
-    join streams s on s.id = n.id
     cross join lateral (
         select "offset", published_at from publications
-        where stream_id = s.id
+        where stream_id = n.id
+        order by "offset"
+        limit 1
+    ) first
+    where first."offset" <= n.keep_above or first.published_at < n.cutoff
+), old as materialized (
+    select due.id, p."offset"
+    from due cross join lateral (
+        select "offset", published_at from publications
+        where stream_id = due.id
         order by "offset"
         limit $4
     ) p
+    where p."offset" <= due.keep_above or p.published_at < due.cutoff
 ), gone as (
-    delete from publications p using oldest o
-    where p.stream_id = o.id and p."offset" = o."offset"
-        and (o."offset" <= o.keep_above or o.published_at < o.cutoff)
+    delete from publications p using old
+    where p.stream_id = old.id and p."offset" = old."offset"
     returning p.stream_id, p."offset"
 ), floors as (
     select stream_id, max("offset") as floor, count(*) as deleted from gone group by stream_id
+), locked as (
+    select s.id, f.floor from streams s join floors f on f.stream_id = s.id
+    order by s.channel
+    for update of s
 ), raised as (
-    update streams s set floor = greatest(s.floor, f.floor)
-    from floors f where s.id = f.stream_id
+    update streams s set floor = greatest(s.floor, l.floor) from locked l where s.id = l.id
 )
 select stream_id, deleted from floors
 """
 
+# "Is there one?" as a subquery with a limit: `exists` lets the planner hash all publications.
 _TRIMMABLE = """
 select id, channel, epoch, top, floor from streams
-where id > $1 and (floor < top or exists (select from publications where stream_id = id))
+where id > $1
+    and (floor < top or (select true from publications where stream_id = id limit 1))
 order by id
 limit $2
 """
@@ -205,7 +231,7 @@ _FORGET_STREAMS = """
 with idle as (
     select s.id from streams s
     where (s.updated_at < $1 or (s.top = 0 and s.updated_at < $2))
-        and not exists (select from publications where stream_id = s.id)
+        and (select true from publications where stream_id = s.id limit 1) is null
     order by s.channel
     limit $3
     for update skip locked
@@ -213,9 +239,10 @@ with idle as (
 delete from streams s using idle where s.id = idle.id
 """
 
+# One that a commit is about to use again is left to it: waiting for it could be a deadlock.
 _FORGET_KEYS = """
 delete from idempotency_keys where ctid = any (array(
-    select ctid from idempotency_keys where created_at < $1 limit $2
+    select ctid from idempotency_keys where created_at < $1 limit $2 for update skip locked
 ))
 """
 
@@ -375,7 +402,7 @@ async def _commit_keyed(
 
 
 async def use_up(connection: Connection, node: str, batch: int) -> None:
-    """Make sure that no attempt to write this batch can succeed any more.
+    """Make sure that no attempt to write this batch can succeed any more, and that the next can.
 
     If one did before, its publications are in the log.
     """
@@ -385,10 +412,14 @@ async def use_up(connection: Connection, node: str, batch: int) -> None:
 async def outcome(
     connection: Connection, node: str, batch: int, entries: Sequence[Entry]
 ) -> list[Placed | None]:
-    """Where the entries of a batch are that was written by an attempt whose answer got lost."""
+    """Where the entries of a batch are that was written by an attempt whose answer got lost.
+
+    Raises `FenceLost` when the database doesn't remember the batch.
+    """
     row = await connection.fetchrow(_OUTCOME, node)
     if row is None or row["batch"] != batch:
-        raise AssertionError(f"{node} is fenced at batch {batch}, yet the batch is not its last")
+        last = "none" if row is None else row["batch"]
+        raise FenceLost(f"batch {batch} of {node} is written, yet the last known one is {last}")
     positions = orjson.loads(row["positions"] or b"[]")
     if isinstance(positions, dict):
         return [None if place is None else Placed(*place) for place in positions["places"]]
