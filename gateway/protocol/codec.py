@@ -170,7 +170,7 @@ def method_of(command: Command) -> Method | None:
     for method in METHODS:
         if getattr(command, method) is not None:
             return method
-    return None
+    raise AssertionError("one of them was counted")
 
 
 class MalformedCommand(Exception):
