@@ -54,12 +54,6 @@ API_REQUESTS: Final = Counter(
     ["method", "code"],
     registry=REGISTRY,
 )
-HTTP_REQUESTS: Final = Counter(
-    "capegate_http_requests_total",
-    "HTTP requests other than upgrades, by status class.",
-    ["status"],
-    registry=REGISTRY,
-)
 PUBLICATIONS: Final = Counter(
     "capegate_publications_total",
     "Publications taken in, by class: durable, transient (no history) or ephemeral.",
