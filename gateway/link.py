@@ -98,24 +98,24 @@ class Link(asyncio.Protocol):
         """Take bytes from the socket."""
         owner = self._owner
         assert owner is not None, "use() comes before any data"
-        ping: bytes | None = None
+        pongs: list[bytes] = []
         for opcode, payload in self._reader.feed(data):
             if self.closing and opcode is not CLOSE:
                 continue  # RFC 6455, 5.5.1: what follows our close frame is not looked at
             if opcode is TEXT:
                 owner.text_received(payload)  # type: ignore[arg-type]
             elif opcode is PING:
-                ping = payload  # type: ignore[assignment]
+                pongs.append(pong_frame(payload))  # type: ignore[arg-type]
             elif opcode is CLOSE:
                 self._take_close(payload)  # type: ignore[arg-type]
             elif opcode is BINARY:
                 owner.binary_received()
             else:
                 owner.native_pong()
-        if ping is not None and not self.closing:
-            # Of several pings the last one is answered (5.5.3): a stranger's segment can hold ten
-            # thousand. While paused nothing is read, so pongs can't fill the buffer.
-            self.transport.write(pong_frame(ping))
+        if pongs and not self.closing:
+            # In one write, since a segment may hold ten thousand pings. While paused nothing is
+            # read, so pongs can't fill the buffer.
+            self.transport.write(b"".join(pongs))
         failure = self._reader.failure
         if failure is not None and not self.closing:
             # By the code's range (A.8) all but the last would be worth another try.
