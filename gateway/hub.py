@@ -224,7 +224,8 @@ class Hub:
         channel = self._channels.get(name)
         if channel is None:
             channel = self._channels[name] = Channel(name, options)
-            self._rest(channel)
+            if channel.logged:
+                self._rest(channel)  # until somebody enters; the others are opened by who enters
         return channel
 
     def _at_hand(self, channel: Channel, since: StreamPosition | None) -> bool:
@@ -258,7 +259,9 @@ class Hub:
     async def _load(self, channel: Channel, since: StreamPosition | None) -> None:
         """Know the channel's position; again, when a client knows a higher one."""
         assert self._streams is not None
-        ahead = since is not None and since.epoch == channel.epoch and since.offset > channel.top
+        ahead = (
+            since is not None and since.epoch in ("", channel.epoch) and since.offset > channel.top
+        )
         if channel.epoch is not None and not ahead:
             return
         position = await self._streams.position(channel.name)
@@ -307,7 +310,7 @@ class Hub:
         self._enter(channel, subscriber, listens)
         if publications is None:
             self._place(channel, subscriber, channel.top)
-            first = since.offset + 1 if since.epoch == channel.epoch else 1
+            first = since.offset + 1 if since.epoch in ("", channel.epoch) else 1
             gap = (first, channel.top) if first <= channel.top else None
             return Joined(top, recovered=False, gap=gap)
         first_page = _up_to_bytes(publications, CATCH_UP_BYTES)
