@@ -50,6 +50,12 @@ from metrics import instruments
 
 logger = logging.getLogger(__name__)
 
+# What may wait in memory for one client that doesn't read; over it the verdict is immediate. Twice
+# what a client may ask for at once: 16 histories of 1 MiB.
+WRITE_BUFFER_MAX_BYTES: Final = 32 * 1024 * 1024
+# What is gathered for one frame before it is written.
+OUTBOX_MAX_BYTES: Final = 1024 * 1024
+
 _COMMANDS: Final = {method: instruments.COMMANDS.labels(method) for method in codec.METHODS}
 
 
@@ -101,9 +107,11 @@ class Connection:
     three, because there are ten thousand of it."""
 
     __slots__ = (
+        "_choked",
         "_flush_due",
         "_link",
         "_outbox",
+        "_outbox_bytes",
         "_registry",
         "_services",
         "_slow_at",
@@ -129,6 +137,8 @@ class Connection:
         self.registered = False  # whether its user is known; written by the registry
         self.wheel_tick = 0
         self._outbox: list[bytes] | None = None
+        self._outbox_bytes = 0
+        self._choked = False  # over WRITE_BUFFER_MAX_BYTES: nothing more is sent
         self._flush_due = False
         self._slow_at = NEVER
         now = services.loop.time()
@@ -262,12 +272,15 @@ class Connection:
     def send(self, payload: bytes) -> None:
         """See `actions.Actions`. Payloads of one loop turn share a frame (A.1.2)."""
         if self._outbox is None:
-            if self._link.closing:
+            if self._link.closing or self._choked:
                 return
             self._outbox = [payload]
         else:
             self._outbox.append(payload)
-        if not self._flush_due:
+        self._outbox_bytes += len(payload)
+        if self._outbox_bytes > OUTBOX_MAX_BYTES:
+            self.flush()
+        elif not self._flush_due:
             self._flush_due = True
             self._services.loop.call_soon(self._flush_later)
 
@@ -280,7 +293,13 @@ class Connection:
         outbox = self._outbox
         if outbox is not None:
             self._outbox = None
-            self._link.send(outbox[0] if len(outbox) == 1 else b"\n".join(outbox))
+            self._outbox_bytes = 0
+            link = self._link
+            link.send(outbox[0] if len(outbox) == 1 else b"\n".join(outbox))
+            if link.paused and link.transport.get_write_buffer_size() > WRITE_BUFFER_MAX_BYTES:
+                # Not from inside whatever the client is doing; until then it gets nothing more.
+                self._choked = True
+                self._services.loop.call_soon(self.disconnect, SLOW)
 
     def ping(self) -> None:
         """See `actions.Actions`."""
