@@ -417,8 +417,9 @@ class Connection:
 
     def join(self, subscription: Subscription) -> Joined | None:
         """See `actions.Actions`."""
-        self.flush()  # replies before this one go out before anything of the hub's
         services = self._services
+        if services.hub.has_pending:
+            self.flush()  # the hub may flush, and what it has may be about an earlier reply
         channel = subscription.channel
         joined = services.hub.join(
             self,

@@ -54,6 +54,9 @@ class ConnectionManager:
         self._services = services
         self._limits = limits
         self._connections: dict[str, Connection] = {}
+        self._clients = 0  # those whose user is known
+        instruments.CONNECTIONS.set_function(lambda: len(self._connections))
+        instruments.CLIENTS.set_function(lambda: self._clients)
         self._users: dict[str, dict[Connection, None]] = {}
         self._addresses: dict[str, int] = {}
         self.stopping = False
@@ -89,7 +92,6 @@ class ConnectionManager:
         )
         self._connections[connection.client.id] = connection
         self._addresses[address] = self._addresses.get(address, 0) + 1
-        instruments.CONNECTIONS.inc()
         transport.set_protocol(link)
         if accepted.protobuf:
             connection.disconnect(INAPPROPRIATE_PROTOCOL)
@@ -104,7 +106,7 @@ class ConnectionManager:
             if limit and len(others) >= limit:
                 return CONNECTION_LIMIT
             others[connection] = None
-        instruments.CLIENTS.inc()
+        self._clients += 1
         connection.registered = True
         return None
 
@@ -118,13 +120,12 @@ class ConnectionManager:
         if not self._addresses[address]:
             del self._addresses[address]
         if connection.registered:
-            instruments.CLIENTS.dec()
+            self._clients -= 1
             others = self._users.get(client.user)
             if others is not None:
                 others.pop(connection, None)
                 if not others:
                     del self._users[client.user]
-        instruments.CONNECTIONS.dec()
         self._count_end(code)
         if self.stopping and not self._connections:
             self._all_gone.set()
@@ -159,7 +160,7 @@ class ConnectionManager:
     @property
     def num_clients(self) -> int:
         """How many have connected with success."""
-        return sum(1 for connection in self._connections.values() if connection.registered)
+        return self._clients
 
     @property
     def num_users(self) -> int:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 WEBSOCKET_PATH: Final = "/connection/websocket"
 HEAD_MAX_BYTES: Final = 16 * 1024  # what Node and Tomcat allow; cookies and tokens fit
+_ACCEPTED: Final = instruments.HANDSHAKES.labels("accepted")
 _REQUEST_PREFIX: Final = b"GET " + WEBSOCKET_PATH.encode()
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
@@ -57,8 +58,10 @@ class Reception:
         decision: Accepted | Refused | None = self.manager.refusal(address)
         if decision is None:
             decision = negotiate(method, query, headers, self.origins, self.deflate)
-        outcome = decision.outcome if isinstance(decision, Refused) else "accepted"
-        instruments.HANDSHAKES.labels(outcome).inc()
+        if isinstance(decision, Refused):
+            instruments.HANDSHAKES.labels(decision.outcome).inc()
+        else:
+            _ACCEPTED.inc()
         return decision, address
 
 

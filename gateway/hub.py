@@ -171,6 +171,11 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self._checking: asyncio.Task[None] | None = None
         self._deliveries = 0
+        self._subscriptions = 0
+        self._active = 0  # channels with subscribers
+        # Read when somebody scrapes: a count that is kept anyway costs nothing that way.
+        instruments.SUBSCRIPTIONS.set_function(lambda: self._subscriptions)
+        instruments.CHANNELS.set_function(lambda: self._active)
 
     def use(self, streams: Streams) -> None:
         """Read positions and pages from there. Streams hand their commits to the hub, so one of the
@@ -182,6 +187,11 @@ class Hub:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether frames wait for the end of the loop turn."""
+        return bool(self._dirty)
 
     # --- what others ask --------------------------------------------------------------------------
 
@@ -319,9 +329,9 @@ class Hub:
 
     def _enter(self, channel: Channel, subscriber: Subscriber, listens: bool) -> None:
         if not len(channel):
-            instruments.CHANNELS.inc()
+            self._active += 1
             self._idle.pop(channel.name, None)
-        instruments.SUBSCRIPTIONS.inc()
+        self._subscriptions += 1
         if listens:
             if channel.listeners is None:
                 channel.listeners = Audience()
@@ -379,9 +389,9 @@ class Hub:
             if subscriber not in channel.skipped:
                 return
             channel.skipped.discard(subscriber)
-        instruments.SUBSCRIPTIONS.dec()
+        self._subscriptions -= 1
         if not len(channel):
-            instruments.CHANNELS.dec()
+            self._active -= 1
             self._rest(channel)
 
     def _rest(self, channel: Channel) -> None:
