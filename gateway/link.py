@@ -103,6 +103,8 @@ class Link(asyncio.Protocol):
             if self.closing and opcode is not CLOSE:
                 continue  # RFC 6455, 5.5.1: what follows our close frame is not looked at
             if opcode is TEXT:
+                if pongs:
+                    self._send_pongs(pongs)
                 owner.text_received(payload)  # type: ignore[arg-type]
             elif opcode is PING:
                 pongs.append(pong_frame(payload))  # type: ignore[arg-type]
@@ -113,9 +115,7 @@ class Link(asyncio.Protocol):
             else:
                 owner.native_pong()
         if pongs and not self.closing:
-            # In one write, since a segment may hold ten thousand pings. While paused nothing is
-            # read, so pongs can't fill the buffer.
-            self.transport.write(b"".join(pongs))
+            self._send_pongs(pongs)
         failure = self._reader.failure
         if failure is not None and not self.closing:
             # By the code's range (A.8) all but the last would be worth another try.
@@ -125,6 +125,15 @@ class Link(asyncio.Protocol):
             # stream is its answer. Closing at once would meet bytes that are still on their way
             # with a reset, and the peer might never see why.
             self.transport.write_eof()
+
+    def _send_pongs(self, pongs: list[bytes]) -> None:
+        """Answer the pings in front of a message, or at a segment's end, in one write.
+
+        A segment may hold ten thousand. While paused nothing is read, so pongs can't fill the
+        buffer.
+        """
+        self.transport.write(b"".join(pongs))
+        pongs.clear()
 
     def eof_received(self) -> None:
         """The peer will send no more; half-open WebSockets make no sense."""
