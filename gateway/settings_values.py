@@ -8,6 +8,7 @@ import ipaddress
 import json
 import math
 import re
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -170,8 +171,11 @@ def parse_network(value: object) -> IPNetwork:
 def parse_regex(value: str) -> str:
     """Check that the text compiles as a regular expression of Python's `re`."""
     try:
-        re.compile(value)
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings():
+            # Of syntax that may get another meaning one day: better refused than misread then.
+            warnings.simplefilter("error", FutureWarning)
+            re.compile(value)
+    except (re.error, RecursionError, OverflowError, FutureWarning) as error:
         raise ValueError(f"isn't a regular expression: {error}; correct it") from None
     return value
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import hypothesis
 import pytest
 import uvloop
 from blockbuster import blockbuster_ctx
@@ -37,7 +38,13 @@ _MAY_BLOCK = {
 
 
 def pytest_configure() -> None:
-    """Keeps the developer's own settings out of the tests."""
+    """Keeps chance and the developer's own settings out of the tests.
+
+    Hypothesis draws the same examples each time; `HYPOTHESIS_PROFILE=explore` looks for new ones.
+    """
+    hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+    hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
     for name in list(os.environ):
         if name.startswith("GATEWAY_") or name in {"DATABASE_URL", "REDIS_URL", "PORT"}:
             del os.environ[name]
