@@ -53,7 +53,7 @@ class Plan:
     """Interleaved pairs per row. Odd, so that a median is a measured value."""
 
     repeats_min: int = 3
-    repeating_seconds: float = 30.0
+    repeating_seconds: float = 20.0
     """When a group of rows has taken that long, it makes do with the repeats it has, as long as
     these are `repeats_min`: on a machine that others use, a run still comes to an end."""
 
