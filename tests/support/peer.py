@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from gateway.protocol.codes import Disconnect
+from tests.support.scrape import counting
 from tests.support.server import ServerProcess, mint
-from tests.support.wire import PING, PONG, TEXT, Wire, wire
+from tests.support.wire import CLOSE, PING, PONG, TEXT, Close, Frame, Wire, wire
 
 
 class CommandError(Exception):
@@ -50,7 +52,7 @@ class Peer:
         """Send commands as one message, as they are."""
         self.wire.send("\n".join(json.dumps(command) for command in commands))
 
-    def begin(self, method: str, **request: object) -> int:
+    def begin(self, method: str, /, **request: object) -> int:
         """Send a command and don't wait; returns its id for `reply`."""
         self._id += 1
         self.send({"id": self._id, method: request})
@@ -60,9 +62,12 @@ class Peer:
 
     async def _read(self) -> None:
         """Take one frame and sort what is in it."""
-        frame = await self.wire.frame()
+        self._take(await self.wire.frame())
+
+    def _take(self, frame: Frame) -> None:
         if frame.opcode == PING:
-            self.wire.send(frame.payload, PONG)
+            if self.answers_pings:
+                self.wire.send(frame.payload, PONG)
             return
         assert frame.opcode == TEXT, f"the server sent {frame!r}"
         for line in frame.text.split("\n"):
@@ -83,7 +88,7 @@ class Peer:
             await self._read()
         return self._replies.pop(command_id)
 
-    async def call(self, method: str, **request: object) -> dict[str, Any]:
+    async def call(self, method: str, /, **request: object) -> dict[str, Any]:
         """Send a command and return its result. Raises `CommandError`."""
         reply = await self.reply(self.begin(method, **request))
         if "error" in reply:
@@ -92,7 +97,7 @@ class Peer:
         assert isinstance(result, dict)
         return result
 
-    async def error(self, method: str, **request: object) -> int:
+    async def error(self, method: str, /, **request: object) -> int:
         """Send a command that must fail; returns the error's code."""
         try:
             result = await self.call(method, **request)
@@ -122,6 +127,10 @@ class Peer:
         """The next so many publications."""
         return [await self.publication(channel) for _ in range(count)]
 
+    async def push_or_ping(self) -> None:
+        """Read one more message, whatever it is, and keep it."""
+        await self._read()
+
     async def quiet(self) -> list[dict[str, Any]]:
         """All pushes up to now: what came before the answer to a ping sent now."""
         await self.call("ping")
@@ -130,9 +139,13 @@ class Peer:
         return pushes
 
     async def ended(self) -> Ended:
-        """Read up to the server's close frame and see the connection end; its reason is JSON."""
-        received = await self.wire.closed()
-        return Ended(received.code, received.advice())
+        """Read up to the server's close frame, answer it, and see the connection end."""
+        while (frame := await self.wire.frame()).opcode != CLOSE:
+            self._take(frame)
+        close = Close.of(frame)
+        self.wire.send_close(close.code)
+        assert await self.wire.rest() == b""
+        return Ended(close.code, close.advice())
 
 
 @asynccontextmanager
@@ -173,3 +186,20 @@ async def connected(
         )
         peer.client = peer.connected["client"]
         yield peer
+
+
+async def expect_end(server: ServerProcess, peer: Peer, disconnect: Disconnect) -> int | None:
+    """The server ends the connection for this reason, says so, and counts it.
+
+    Returns after how many milliseconds the client should come back, if it was told.
+    """
+    async with counting(server, "disconnects_total", {"code": str(disconnect.code)}):
+        ended = await peer.ended()
+    retry: int | None = ended.advice.pop("retry", None)
+
+    assert (ended.code, ended.advice) == (
+        disconnect.code,
+        {"reason": disconnect.reason, "reconnect": disconnect.reconnect},
+    )
+    assert retry is None or (disconnect.reconnect and retry > 0)
+    return retry

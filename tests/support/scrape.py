@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -52,6 +53,16 @@ async def wait_for(
 async def wait_for_level(server: ServerProcess, name: str, value: float) -> None:
     """Wait until a gauge stands at `value`."""
     await _poll(server, name, None, lambda now: now == value)
+
+
+@asynccontextmanager
+async def counting(
+    server: ServerProcess, name: str, labels: Mapping[str, str]
+) -> AsyncIterator[None]:
+    """What happens inside is counted in this series, before or soon after the end of the block."""
+    before = await counted(server, name, labels)
+    yield
+    await wait_for(server, name, before + 1, labels)
 
 
 async def _poll(

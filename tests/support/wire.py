@@ -13,7 +13,7 @@ import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 DEADLINE: Final = 15.0
 """Seconds for anything that a healthy server does within a few milliseconds."""
@@ -77,6 +77,13 @@ class Close(NamedTuple):
 
     code: int
     reason: str
+
+    @classmethod
+    def of(cls, frame: Frame) -> Self:
+        """What a close frame says."""
+        assert frame.opcode == CLOSE, frame
+        (code,) = struct.unpack("!H", frame.payload[:2])
+        return cls(code, frame.payload[2:].decode())
 
     def advice(self) -> dict[str, Any]:
         """The reason, which is JSON for whoever wants to know more (PROTOCOL.md A.12)."""
@@ -252,11 +259,9 @@ class Wire:
 
     async def close(self) -> Close:
         """Read up to the server's close frame, and leave it unanswered."""
-        while True:
-            received = await self.frame()
-            if received.opcode == CLOSE:
-                (code,) = struct.unpack("!H", received.payload[:2])
-                return Close(code, received.payload[2:].decode())
+        while (received := await self.frame()).opcode != CLOSE:
+            pass
+        return Close.of(received)
 
     async def closed(self) -> Close:
         """Read up to the server's close frame, answer it, and wait for the end of the connection.
