@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -371,6 +372,13 @@ def _connection_limits(settings: Settings) -> ConnectionLimits:
     )
 
 
+def _command() -> str:
+    """How the person who started this would call it again from the same folder."""
+    if Path(sys.argv[0]).name != "__main__.py":
+        return sys.argv[0]
+    return f"{os.path.relpath(sys.executable)} -m gateway"
+
+
 def _say_where(settings: Settings, listener: socket.socket, internal: socket.socket | None) -> None:
     """Print where to look. Goes to stdout; log lines go to stderr."""
     host, port = listener.getsockname()[:2]
@@ -386,7 +394,7 @@ def _say_where(settings: Settings, listener: socket.socket, internal: socket.soc
         f"  metrics     {inner}/metrics",
         f"  health      {base}/api/health",
         f"  database    {database if settings.database_url is None else 'DATABASE_URL'}",
-        "  a token     capegate token --user alice",
+        f"  a token     {_command()} token --user alice",
     ]
     if settings.development:
         lines.append("  development mode: anyone who can reach this port gets a token")

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
+import os
 import random
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -88,7 +88,7 @@ class ConnectionManager:
         transport.set_write_buffer_limits(high=self._limits.write_buffer_high_bytes)
         link = Link(transport, self._limits.message_size_max_bytes, accepted.deflate)
         connection = Connection(
-            self._services, self, link, str(uuid.uuid4()), address, accepted.native_ping
+            self._services, self, link, os.urandom(16).hex(), address, accepted.native_ping
         )
         self._connections[connection.client.id] = connection
         self._addresses[address] = self._addresses.get(address, 0) + 1
