@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096  # connections that the kernel holds while we are busy with others
 BODY_MAX_BYTES: Final = 16 * 1024 * 1024  # of a server API request: a broadcast to many channels
+SCRAPE_PING_TIMEOUT: Final = 1.0  # seconds; Prometheus itself waits for ten
 KEEPALIVE_TIMEOUT: Final = 75.0  # seconds an HTTP connection may idle; what nginx does
 HTTP_SHUTDOWN_TIMEOUT: Final = 3.0  # seconds for requests under way when stopping
 VERSION: Final = distribution_version("capegate")
@@ -325,7 +326,8 @@ def _add_routes(
     setup_api(inner, api, key=key, insecure=settings.api_insecure)
 
 
-def _refresh_gauges(gateway: Gateway) -> None:
+async def _refresh_gauges(gateway: Gateway) -> None:
+    await gateway.database.ping(SCRAPE_PING_TIMEOUT)
     statistics = gateway.database.statistics()
     instruments.DATABASE_UP.set(1 if gateway.database.healthy() else 0)
     instruments.DATABASE_CONNECTIONS.labels("idle").set(statistics.idle)
