@@ -695,7 +695,8 @@ class Hub:
         if publications is None:
             # What the tail holds need not be read.
             until = channel.tail[0][0] - 1 if channel.tail else channel.top
-            page = await self._streams.page(channel.name, channel.options, after, until)
+            top = StreamPosition(until, channel.epoch or "")
+            page = await self._streams.page(channel.name, channel.options, after, top)
             if page is None or page.epoch != channel.epoch:
                 self.check_positions()  # the log began anew, and nobody told us
                 return ()

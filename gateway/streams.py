@@ -8,9 +8,10 @@ not. Only when the transaction has committed are the publications handed to the 
 publishers answered. The queue is bounded in number and bytes, and so is the time in it.
 
 A batch whose answer was lost is tried again under the same number, which the database accepts only
-once (`store.streams`). When its publishers' time is up they get an error, and the number is used up
-with an empty batch, so that the lost attempt can't come to life later. Whether it had committed is
-then found out by looking: `on_doubt` makes the hub compare positions with the log.
+once (`store.streams`). When its publishers' time is up they get an error, and the number is used
+up, so that the lost attempt can't come to life later. Whether it had committed is then found out by
+looking: `on_doubt` makes the hub compare positions with the log. Meanwhile the queue goes on taking
+publications, and a timer fails those whose time is up.
 
 Theory of operation, reading
 ----------------------------
@@ -47,7 +48,13 @@ PAGES_CACHED_MAX_BYTES: Final = 64 * 1024 * 1024
 HISTORY_MAX_BYTES: Final = 1024 * 1024
 RETRY_MIN: Final = 0.05  # seconds between tries while the database is away
 RETRY_MAX: Final = 1.0
+START_TIMEOUT: Final = 10.0
 DRAIN_TIMEOUT: Final = 5.0
+# Of the publish timeout, what a batch has at least for its commit, however long it was queued. With
+# less, an overloaded database would be asked for commits that are given up while it works on them.
+COMMIT_SHARE: Final = 0.2
+# Of one batch, beside its number: so that it takes a fraction of a second over a slow line, too.
+BATCH_MAX_BYTES: Final = 4 * 1024 * 1024
 
 Done = Callable[[Published | ErrorCode], None]
 Result = TypeVar("Result")
@@ -115,6 +122,7 @@ class Streams:
         self._batch = 0
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
+        self._expiry: asyncio.TimerHandle | None = None  # runs while something is queued
         self._wakeup = asyncio.Event()
         self._stopping = False
         self._committer: asyncio.Task[None] | None = None
@@ -131,7 +139,7 @@ class Streams:
 
     async def start(self) -> None:
         """Register this process with the log and begin to commit."""
-        async with self._database.pool.acquire() as connection:
+        async with self._database.connection(START_TIMEOUT) as connection:
             await log.register_publisher(connection, self._node)
         self._committer = asyncio.create_task(self._run(), name="committer")
 
@@ -144,8 +152,10 @@ class Streams:
             if not done:
                 self._committer.cancel()
                 await asyncio.gather(self._committer, return_exceptions=True)
-        for waiting in self._drain_queue():
-            waiting.done(INTERNAL)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        while self._queue:
+            self._answer(self._take(), INTERNAL)
         for task in list(self._reads.values()):
             task.cancel()
         await asyncio.gather(*self._reads.values(), return_exceptions=True)
@@ -177,26 +187,36 @@ class Streams:
         self._queue_bytes += size
         if len(self._queue) == 1:
             self._wakeup.set()
+            if self._expiry is None:
+                self._expire_after(limits.publish_timeout)
+
+    def _take(self) -> _Waiting:
+        """Take the oldest from the queue."""
+        waiting = self._queue.popleft()
+        self._queue_bytes -= len(waiting.publishing.data)
+        return waiting
 
     def _take_batch(self) -> list[_Waiting]:
-        queue = self._queue
-        batch = [queue.popleft() for _ in range(min(len(queue), self._limits.publish_batch_max))]
-        self._queue_bytes -= sum(len(waiting.publishing.data) for waiting in batch)
+        batch = [self._take()]
+        size = len(batch[0].publishing.data)
+        while self._queue and len(batch) < self._limits.publish_batch_max:
+            size += len(self._queue[0].publishing.data)
+            if size > BATCH_MAX_BYTES:
+                break
+            batch.append(self._take())
         return batch
 
-    def _drain_queue(self) -> list[_Waiting]:
-        batch = list(self._queue)
-        self._queue.clear()
-        self._queue_bytes = 0
-        return batch
+    def _expire_after(self, delay: float) -> None:
+        self._expiry = asyncio.get_running_loop().call_later(delay, self._expire)
 
-    def _expire_queue(self, now: float) -> None:
+    def _expire(self) -> None:
         """Fail those that waited too long; the oldest are in front."""
-        queue = self._queue
-        while queue and now - queue[0].queued_at >= self._limits.publish_timeout:
-            waiting = queue.popleft()
-            self._queue_bytes -= len(waiting.publishing.data)
-            waiting.done(INTERNAL)
+        self._expiry = None
+        latest = time.monotonic() - self._limits.publish_timeout
+        while self._queue and self._queue[0].queued_at <= latest:
+            self._answer(self._take(), INTERNAL)
+        if self._queue:
+            self._expire_after(self._queue[0].queued_at - latest)
 
     async def _run(self) -> None:
         while True:
@@ -212,22 +232,22 @@ class Streams:
             try:
                 await self._commit(batch)
             except asyncio.CancelledError:
-                for waiting in batch:
-                    waiting.done(INTERNAL)
+                self._give_up(batch)
                 raise
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         """Write one batch and tell everybody, trying for as long as its publishers have time."""
         number = self._batch + 1
-        deadline = batch[0].queued_at + self._limits.publish_timeout
+        timeout = self._limits.publish_timeout
+        deadline = max(batch[0].queued_at + timeout, time.monotonic() + timeout * COMMIT_SHARE)
         published_at = datetime.datetime.now(datetime.UTC)
         delay = RETRY_MIN
         doubt = False
         places: list[log.Placed | None] = []
         while True:
             try:
-                async with asyncio.timeout(max(deadline - time.monotonic(), 0.0)):
-                    places = await self._write(number, batch, published_at)
+                async with self._database.connection(deadline - time.monotonic()) as connection:
+                    places = await self._write(connection, number, batch, published_at)
                 break
             except Exception as error:
                 doubt = True
@@ -236,20 +256,24 @@ class Streams:
                     logger.exception("could not commit a batch of %d", len(batch))
                     deadline = 0.0
             instruments.COMMIT_RETRIES.inc()
-            if time.monotonic() >= deadline:
-                for waiting in batch:
-                    self._answer(waiting, INTERNAL)
+            if time.monotonic() + delay >= deadline:
+                self._give_up(batch)
                 await self._use_up(number)
                 self._batch = number
                 self._on_doubt()
                 return
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_MAX)
-            self._expire_queue(time.monotonic())
         self._batch = number
         self._announce(batch, places, published_at)
         if doubt:
             self._on_doubt()
+
+    def _give_up(self, batch: list[_Waiting]) -> None:
+        """Answer everybody in a batch with an error, if that hasn't been done yet."""
+        for waiting in batch:
+            self._answer(waiting, INTERNAL)
+        batch.clear()
 
     def _answer(self, waiting: _Waiting, outcome: Published | ErrorCode) -> None:
         try:
@@ -262,12 +286,8 @@ class Streams:
         delay = RETRY_MIN
         logger.warning("gave a batch up; waiting for the database")
         while True:
-            self._expire_queue(time.monotonic())
             try:
-                async with (
-                    asyncio.timeout(self._limits.publish_timeout),
-                    self._database.pool.acquire() as connection,
-                ):
+                async with self._database.connection(self._limits.publish_timeout) as connection:
                     await log.use_up(connection, self._node, number)
                 logger.info("the database answers again")
                 return
@@ -278,27 +298,30 @@ class Streams:
             delay = min(delay * 2, RETRY_MAX)
 
     async def _write(
-        self, number: int, batch: Sequence[_Waiting], published_at: datetime.datetime
+        self,
+        connection: log.Connection,
+        number: int,
+        batch: Sequence[_Waiting],
+        published_at: datetime.datetime,
     ) -> list[log.Placed | None]:
         keys_since = published_at - datetime.timedelta(seconds=self._limits.idempotency_window)
-        async with self._database.pool.acquire() as connection:
-            await self._open_streams(connection, batch)
-            entries = [
-                log.Entry(
-                    self._streams[waiting.publishing.channel][0],
-                    waiting.publishing.data,
-                    waiting.publishing.info,
-                    waiting.publishing.tags,
-                    waiting.publishing.idempotency_key,
-                )
-                for waiting in batch
-            ]
-            try:
-                return await log.commit(
-                    connection, self._node, number, entries, published_at, keys_since
-                )
-            except log.Fenced:
-                return await log.outcome(connection, self._node, number, entries)
+        await self._open_streams(connection, batch)
+        entries = [
+            log.Entry(
+                self._streams[waiting.publishing.channel][0],
+                waiting.publishing.data,
+                waiting.publishing.info,
+                waiting.publishing.tags,
+                waiting.publishing.idempotency_key,
+            )
+            for waiting in batch
+        ]
+        try:
+            return await log.commit(
+                connection, self._node, number, entries, published_at, keys_since
+            )
+        except log.Fenced:
+            return await log.outcome(connection, self._node, number, entries)
 
     async def _open_streams(self, connection: log.Connection, batch: Sequence[_Waiting]) -> None:
         """Know the stream of every channel in the batch."""
@@ -313,12 +336,14 @@ class Streams:
         if unknown:
             for stream in (await log.open_streams(connection, unknown)).values():
                 self._remember(stream)
-        # A batch is smaller than the cache, and its own streams are the most recently used.
-        while len(streams) > STREAMS_CACHED_MAX:
-            streams.popitem(last=False)
 
     def _remember(self, stream: log.Stream) -> None:
-        self._streams[stream.channel] = (stream.id, stream.epoch)
+        streams = self._streams
+        streams[stream.channel] = (stream.id, stream.epoch)
+        streams.move_to_end(stream.channel)
+        # Never one of the batch in hand: there are far fewer, and they are the last ones used.
+        while len(streams) > STREAMS_CACHED_MAX:
+            streams.popitem(last=False)
 
     def _announce(
         self,
@@ -392,16 +417,17 @@ class Streams:
         return None if cached is None else cached[0]
 
     async def page(
-        self, channel: str, options: ChannelOptions, after: int, top: int
+        self, channel: str, options: ChannelOptions, after: int, top: StreamPosition
     ) -> LogPage | None:
         """A stretch of the log from `after` or before it up to `top` or to the end of a page.
 
         The first publication isn't `after + 1` when the log no longer has that one. None when the
-        channel has no log at all. Raises `LogUnavailable`.
+        channel has no log at all; a page of another epoch when its log began anew. Raises
+        `LogUnavailable`.
         """
         size = self._limits.recovery_page
         index = after // size
-        needed = min((index + 1) * size, top)
+        needed = min((index + 1) * size, top.offset)
 
         async def read(connection: log.Connection) -> LogPage | None:
             self._read_database.inc()
@@ -414,7 +440,12 @@ class Streams:
         page: LogPage | None = None
         for _ in range(2):
             cached = self._pages.get((channel, index))
-            if cached is not None and cached[0].until >= needed and time.monotonic() < cached[1]:
+            if (
+                cached is not None
+                and cached[0].until >= needed
+                and cached[0].epoch == top.epoch
+                and time.monotonic() < cached[1]
+            ):
                 self._read_cache.inc()
                 return cached[0]
             page = await self._shared(("page", channel, index), read)
@@ -529,10 +560,7 @@ class Streams:
         delay = RETRY_MIN
         while True:
             try:
-                async with (
-                    asyncio.timeout(max(deadline - time.monotonic(), 0.0)),
-                    self._database.pool.acquire() as connection,
-                ):
+                async with self._database.connection(deadline - time.monotonic()) as connection:
                     return await read(connection)
             except Exception as error:
                 if not is_unavailable(error):

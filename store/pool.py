@@ -7,14 +7,19 @@ Database             the pool that everything else shares
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import urllib.parse
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import asyncpg
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
 
 # Only the stubs know these as generic.
 Connection: TypeAlias = "asyncpg.Connection[Any]"
@@ -274,6 +279,11 @@ _CLOSED = (
 )
 
 
+# What asyncpg says of a connection that the server has ended, with a reason, while nobody used it:
+# until the end of the line is read, too, it takes the reason for an operation.
+_ENDED_WHILE_IDLE = "cannot switch to state"
+
+
 def is_unavailable(exc: BaseException) -> bool:
     """Whether `exc`, from asyncpg or this module, means that the database is out of reach for now.
 
@@ -283,6 +293,8 @@ def is_unavailable(exc: BaseException) -> bool:
     """
     if isinstance(exc, _UNAVAILABLE):
         return True
+    if isinstance(exc, asyncpg.InternalClientError):
+        return _ENDED_WHILE_IDLE in str(exc)
     return type(exc) is asyncpg.InterfaceError and any(words in str(exc) for words in _CLOSED)
 
 
@@ -338,6 +350,23 @@ class Database:
         except Exception as exc:
             raise _explain(exc, target, timeout) from exc
         return cls(target, pool)
+
+    @contextlib.asynccontextmanager
+    async def connection(self, timeout: float) -> AsyncIterator["PoolConnectionProxy[Any]"]:
+        """A connection for a block that ends within `timeout` seconds, the wait for one included.
+
+        Otherwise TimeoutError comes, and at once: the connection is cut. asyncpg would wait until
+        the server has confirmed that it cancelled the statement, which on a line that died without
+        a word takes until COMMAND_TIMEOUT. Whether the statement was carried out is then unknown.
+        """
+        async with asyncio.timeout(timeout), self.pool.acquire() as connection:
+            try:
+                yield connection
+            except asyncio.CancelledError:
+                connection.terminate()
+                # The idle ones may be as dead: let nobody else find that out one by one.
+                await self.pool.expire_connections()
+                raise
 
     def healthy(self) -> bool:
         """Whether the server answered the last ping; True before the first one."""

@@ -1,6 +1,7 @@
 """The pool over a real server that stops, crashes, refuses and comes back."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -30,6 +31,7 @@ from store.pool import (
     is_unavailable,
 )
 from tests.support.cluster import Cluster, StopMode
+from tests.support.proxy import Proxy
 
 # Longer than any test: what waits for this is ended by the test.
 _FOREVER = "select pg_sleep(600)"
@@ -444,3 +446,35 @@ async def test_closing_cuts_what_takes_too_long(empty_database_url: str, admin: 
     await _wait_for_statement(admin, _FOREVER)
     await database.close(timeout=0.05)
     assert is_unavailable(await _error_of(_result, statement))
+
+
+async def test_a_block_on_a_silent_line_ends_in_time_and_the_idle_lines_are_left(
+    empty_database_url: str,
+) -> None:
+    async with Proxy.before(empty_database_url) as line:
+        database = await Database.open(line.url(empty_database_url), pool_max=4)
+        async with database.pool.acquire(), database.pool.acquire():
+            pass
+        line.lose()
+        begun = asyncio.get_running_loop().time()
+
+        with pytest.raises(TimeoutError):
+            async with database.connection(0.2) as connection:
+                await connection.fetchval(_FOREVER)
+        assert asyncio.get_running_loop().time() - begun < 0.2 + 0.3
+
+        # The second one was lost as well, and nobody had to wait for it.
+        async with database.connection(2.0) as connection:
+            assert await connection.fetchval("select 1") == 1
+        await database.close(0.1)
+
+
+async def test_the_wait_for_a_connection_counts_for_the_block(database: Database) -> None:
+    async with contextlib.AsyncExitStack() as users:
+        for _ in range(4):
+            await users.enter_async_context(database.pool.acquire())
+        with pytest.raises(TimeoutError):
+            async with database.connection(0.05):
+                raise AssertionError("there is no fifth connection")
+    async with database.connection(2.0) as connection:
+        assert await connection.fetchval("select 1") == 1

@@ -6,8 +6,9 @@ It runs on the test's own loop. Each accepted connection, with the one it opens 
 * `cut`: both ends see a reset, now; `cut_after`: at the n-th byte from now, in either direction;
   `cut_before_answer`: when the server has given a certain answer, of which nothing gets through.
 * `refuse`: new lines are reset at once; `accept` ends that.
-* `hold`: nothing passes, on old lines and new ones, and nobody is told. `release` lets what was
-  held go on, even when the client has gone meanwhile: packets that were long under way.
+* `hold`: nothing passes, on old lines and new ones, and nobody is told; `hold_present`: new ones
+  work. `release` lets what was held go on, even when the client has gone meanwhile: packets that
+  were long under way.
 * `lose`: the present lines stay silent for ever, new ones work: a firewall forgot them.
 """
 
@@ -17,6 +18,13 @@ import struct
 from collections.abc import Coroutine
 from typing import Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
+
+COMMITTED: Final = b"COMMIT\0"
+"""PostgreSQL's word that a transaction has been committed."""
+
+STATEMENT_COMMITTED: Final = b"s\0\0\0\x04Z\0\0\0\x05I"
+"""PortalSuspended, ReadyForQuery (idle). The same about a statement that was a transaction of its
+own, and of which asyncpg's `fetchval` wanted one row."""
 
 # With a linger time of zero a socket that is closed sends a reset, not an orderly end.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -32,8 +40,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._lines: dict[_Line, None] = {}
         self._refusing = False
-        self._passable = asyncio.Event()
-        self._passable.set()
+        self._holding = False
         # Bytes that pass before the cut, by direction (True: to the server).
         self._left: dict[bool, int] = {}
         self._answer: bytes | None = None
@@ -99,9 +106,7 @@ class Proxy:
     def cut_before_answer(self, answer: bytes) -> asyncio.Event:
         """Reset every line when the server has sent `answer`, and let nothing of it through.
 
-        Of PostgreSQL: `b"COMMIT\\0"`, or `b"UPDATE 1\\0"` for a statement that is a transaction of
-        its own. It sends these with its word that the transaction has ended, so it has. The event
-        is set at the cut. It happens once.
+        See `COMMITTED` and `STATEMENT_COMMITTED`. The event is set at the cut. It happens once.
         """
         self._answer = answer
         self._cut = asyncio.Event()
@@ -117,14 +122,24 @@ class Proxy:
 
     def hold(self) -> None:
         """Let nothing pass any more, in silence."""
-        self._passable.clear()
+        self._holding = True
+        self.hold_present()
+
+    def hold_present(self) -> None:
+        """Let nothing of the present lines pass, in silence."""
+        for line in self._lines:
+            line.passable.clear()
 
     def release(self) -> None:
         """Let everything pass again, what was held first."""
-        self._passable.set()
+        self._holding = False
+        for line in self._lines:
+            if not line.lost:
+                line.passable.set()
 
     def lose(self) -> None:
         """Let nothing of the present lines pass, ever."""
+        self.hold_present()
         for line in self._lines:
             line.lost = True
 
@@ -147,9 +162,11 @@ class Proxy:
     async def _run(self, client: socket.socket) -> None:
         """One line from its beginning to its end."""
         line = _Line(client)
+        if self._holding:
+            line.passable.clear()
         self._lines[line] = None
         try:
-            await self._passable.wait()
+            await line.passable.wait()
             await asyncio.get_running_loop().sock_connect(line.server, self._target)
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._carry(line, to_server=True))
@@ -170,9 +187,7 @@ class Proxy:
                 data = await loop.sock_recv(source, _READ_BYTES)
             except ConnectionError:
                 data = b""  # the other end gets an orderly one, behind all that came before
-            await self._passable.wait()
-            if line.lost:
-                await asyncio.Event().wait()
+            await line.passable.wait()
             if line.was_reset:
                 return
             if not data:
@@ -215,6 +230,8 @@ class _Line:
             end.setblocking(False)
             # Bytes go on as they came, however few.
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.passable = asyncio.Event()
+        self.passable.set()
         self.lost = False
         self.was_reset = False
         self._task = asyncio.current_task()

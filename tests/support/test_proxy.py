@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from tests.support.proxy import Proxy
+from tests.support.proxy import COMMITTED, STATEMENT_COMMITTED, Proxy
 
 DEADLINE = 10.0
 
@@ -182,6 +182,20 @@ async def test_held_bytes_arrive_after_their_sender_has_gone(proxy: Proxy, echo:
     await echo.has(b"onetwothree", b"onethreetwo")
 
 
+async def test_present_lines_are_held_while_new_ones_work(proxy: Proxy, echo: Echo) -> None:
+    async with _line(proxy) as (reader, writer):
+        writer.write(b"one")
+        assert await reader.readexactly(3) == b"one"
+        proxy.hold_present()
+        writer.write(b"two")
+        async with _line(proxy) as (new_reader, new_writer):
+            new_writer.write(b"three")
+            assert await new_reader.readexactly(5) == b"three"
+        await echo.has(b"onethree")
+        proxy.release()
+        assert await reader.readexactly(3) == b"two"
+
+
 async def test_lost_lines_stay_silent_and_new_ones_work(proxy: Proxy, echo: Echo) -> None:
     async with _line(proxy) as (reader, writer):
         writer.write(b"one")
@@ -212,11 +226,16 @@ async def test_postgresql_behind_it_and_a_commit_whose_answer_is_lost(database_u
         await connection.execute("create table t (n int)")
         async with connection.transaction():
             await connection.execute("insert into t values (1)")
-        cut = proxy.cut_before_answer(b"COMMIT\0")
+        cut = proxy.cut_before_answer(COMMITTED)
         with pytest.raises((asyncpg.PostgresConnectionError, OSError)):
             async with connection.transaction():
                 await connection.execute("insert into t values (2)")
         assert cut.is_set()
         connection = await asyncpg.connect(proxy.url(database_url))
-        assert await connection.fetchval("select array_agg(n order by n) from t") == [1, 2]
+        cut = proxy.cut_before_answer(STATEMENT_COMMITTED)
+        with pytest.raises((asyncpg.PostgresConnectionError, OSError)):
+            await connection.fetchval("insert into t values (3) returning n")
+        assert cut.is_set()
+        connection = await asyncpg.connect(proxy.url(database_url))
+        assert await connection.fetchval("select array_agg(n order by n) from t") == [1, 2, 3]
         await connection.close()

@@ -164,6 +164,9 @@ async def test_a_wrong_option_is_a_bad_url_in_the_words_of_the_driver() -> None:
         asyncpg.InterfaceError("pool is closing"),
         asyncpg.InterfaceError("pool is closed"),
         DatabaseError(DatabaseProblem.UNREACHABLE, "away"),
+        asyncpg.InternalClientError(
+            "cannot switch to state 12; another operation (2) is in progress"
+        ),
     ],
     ids=repr,
 )
@@ -187,6 +190,7 @@ def test_an_absent_server_is_unavailable(exc: BaseException) -> None:
         asyncpg.InterfaceError(
             "cannot call PreparedStmt.fetch(): the prepared statement is closed"
         ),
+        asyncpg.InternalClientError("got result for unknown protocol state 3"),
         ValueError("pool is closed"),
         asyncio.CancelledError(),
         KeyboardInterrupt(),
