@@ -24,7 +24,6 @@ from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.claims import ServerSubscription
 from gateway.protocol.codec import StreamPosition
 from gateway.protocol.codes import Disconnect, ErrorCode
-from gateway.protocol.limits import is_unfit_for_others
 from gateway.protocol.permissions import ChannelRules
 from gateway.streams import LogUnavailable
 from handlers import api_requests as requests
@@ -33,6 +32,7 @@ from metrics import instruments
 logger = logging.getLogger(__name__)
 
 HISTORY_LIMIT_MAX: Final = 10_000
+PAYLOAD_MAX_BYTES: Final = 1024 * 1024  # of one publication from a server, tags included
 
 
 class APIError(Exception):
@@ -86,17 +86,18 @@ class ServerAPI:
         options = self._options(channel)
         if request.version:
             raise APIError(codes.NOT_AVAILABLE, "versioned publications are not supported")
-        if len(data) > BODY_PAYLOAD_MAX_BYTES:
+        tags = orjson.dumps(request.tags) if request.tags else None
+        if len(data) + len(tags or b"") > PAYLOAD_MAX_BYTES:
             raise APIError(codes.BAD_REQUEST, "the payload is too large")
-        if is_unfit_for_others(data) or "\0" in request.idempotency_key:
-            raise APIError(codes.BAD_REQUEST)
+        if "\0" in request.idempotency_key:
+            raise APIError(codes.BAD_REQUEST, "bad request: idempotency_key: has a NUL character")
         done: asyncio.Future[Published | ErrorCode] = self.services.loop.create_future()
         self.services.publisher.publish(
             Publishing(
                 channel,
                 options,
                 data,
-                tags=orjson.dumps(request.tags) if request.tags else None,
+                tags=tags,
                 idempotency_key=request.idempotency_key,
                 ephemeral=request.skip_history,
             ),
@@ -112,10 +113,10 @@ class ServerAPI:
             result["duplicate"] = True
         return result
 
-    def _find(self, user: str, client: str) -> list[Connection]:
-        if not user and not client:
+    def _find(self, target: requests.Target) -> list[Connection]:
+        if not target.user and not target.client:
             raise APIError(codes.BAD_REQUEST, "name a user or a client")
-        return self.manager.find(user, client)
+        return [] if target.session else self.manager.find(target.user, target.client)
 
     async def subscribe(self, request: requests.SubscribeRequest) -> dict[str, Any]:
         """Subscribe a user's connections to a channel."""
@@ -127,7 +128,7 @@ class ServerAPI:
         )
         since = request.recover_since
         position = StreamPosition(since.offset, since.epoch) if since else None
-        for connection in self._find(request.user, request.client):
+        for connection in self._find(request):
             error = connection.client.subscribe_by_server(request.channel, grant, position)
             if error is not None:
                 raise APIError(error)
@@ -136,7 +137,7 @@ class ServerAPI:
     async def unsubscribe(self, request: requests.UnsubscribeRequest) -> dict[str, Any]:
         """End a user's subscriptions to a channel."""
         self._options(request.channel)
-        for connection in self._find(request.user, request.client):
+        for connection in self._find(request):
             connection.client.unsubscribe_by_server(request.channel, codes.UNSUBSCRIBED_BY_SERVER)
         return {}
 
@@ -153,15 +154,13 @@ class ServerAPI:
             )
         if asked.reason:
             disconnect = replace(disconnect, reason=asked.reason)
-        self.manager.disconnect(
-            self._find(request.user, request.client), disconnect, request.whitelist
-        )
+        self.manager.disconnect(self._find(request), disconnect, request.whitelist)
         return {}
 
     async def refresh(self, request: requests.RefreshRequest) -> dict[str, Any]:
         """Set when a user's connections expire; 0 for never."""
         now = time.time()
-        for connection in self._find(request.user, request.client):
+        for connection in self._find(request):
             if request.expired or (request.expire_at and request.expire_at <= now):
                 connection.disconnect(codes.CONNECTION_EXPIRED)
             else:
@@ -242,8 +241,6 @@ class ServerAPI:
         }
 
 
-BODY_PAYLOAD_MAX_BYTES: Final = 1024 * 1024  # of one publication from a server
-
 _Method = tuple[type[requests.Request], Callable[[ServerAPI, Any], Awaitable[dict[str, Any]]]]
 METHODS: Final[Mapping[str, _Method]] = {
     "publish": (requests.PublishRequest, ServerAPI.publish),
@@ -266,7 +263,7 @@ def _error(error: APIError) -> dict[str, Any]:
 
 
 async def _call(api: ServerAPI, method: str, body: Any) -> dict[str, Any]:
-    """Run one method; raises `APIError`."""
+    """Run one method; raises `APIError`, also for what nobody thought of."""
     code = 0
     try:
         model, function = METHODS[method]
@@ -283,6 +280,11 @@ async def _call(api: ServerAPI, method: str, body: Any) -> dict[str, Any]:
     except LogUnavailable:
         code = codes.INTERNAL.code
         raise APIError(codes.INTERNAL, "the database does not answer; try again") from None
+    except Exception:
+        # The other commands of a batch were carried out, and their replies must not be lost.
+        logger.exception("a server API request failed: %s", method)
+        code = codes.INTERNAL.code
+        raise APIError(codes.INTERNAL) from None
     finally:
         instruments.API_REQUESTS.labels(method, str(code)).inc()
 
@@ -335,6 +337,8 @@ def setup_api(
             body = orjson.loads(await request.read() or b"{}")
         except orjson.JSONDecodeError as error:
             return _problem(400, "Bad Request", f"the body is not JSON: {error}")
+        except web.HTTPRequestEntityTooLarge as error:
+            return _problem(413, "Content Too Large", error.text or "")
         try:
             if method == "batch":
                 answer = await _batch(api, body)

@@ -8,8 +8,10 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.protocol.claims import OptionsOverride
+from gateway.protocol.limits import is_unfit_for_others
 
 OFFSET_MAX = 2**53 - 1
+UNIX_TIME_MAX = 2**53 - 1  # seconds; what JSON numbers hold exactly
 
 ChannelName = Annotated[str, StringConstraints(min_length=1)]
 Offset = Annotated[int, Field(ge=0, le=OFFSET_MAX)]
@@ -32,7 +34,9 @@ class WithData(Request):
     b64data: str = ""
 
     def payload(self) -> bytes:
-        """The payload as compact JSON. Raises `UnusableData`."""
+        """The payload as compact JSON; `null` only if it was given. Raises `UnusableData`."""
+        if not self.b64data and "data" not in self.model_fields_set:
+            raise UnusableData("there is neither data nor b64data")
         return _payload(self.data, self.b64data)
 
 
@@ -41,9 +45,12 @@ def _payload(data: Any, b64data: str) -> bytes:
         if b64data:
             # Parsed and written again: one line, and certainly JSON.
             data = orjson.loads(base64.b64decode(b64data, validate=True))
-        return orjson.dumps(data)
+        payload = orjson.dumps(data)
     except (binascii.Error, ValueError, orjson.JSONEncodeError) as error:
         raise UnusableData(f"the payload is not JSON: {error}") from None
+    if is_unfit_for_others(payload):
+        raise UnusableData("the payload is nested too deeply")
+    return payload
 
 
 class PublishRequest(WithData):
@@ -98,12 +105,22 @@ class Override(Request):
         return OptionsOverride(**values)
 
 
-class SubscribeRequest(WithData):
+class Target(Request):
+    """Whose connections are meant: all of a user's, or the one with this client id.
+
+    `session` is what connections over emulated transports have. There are none of those here, so
+    who names one means nobody; it must not be taken for "all of the user's".
+    """
+
+    user: str = ""
+    client: str = ""
+    session: str = ""
+
+
+class SubscribeRequest(Target, WithData):
     """`subscribe`."""
 
     channel: ChannelName
-    user: str = ""
-    client: str = ""
     info: Any = None
     b64info: str = ""
     override: Override | None = None
@@ -118,12 +135,10 @@ class SubscribeRequest(WithData):
         return self.payload() if self.data is not None or self.b64data else None
 
 
-class UnsubscribeRequest(Request):
+class UnsubscribeRequest(Target):
     """`unsubscribe`."""
 
     channel: ChannelName
-    user: str = ""
-    client: str = ""
 
 
 class DisconnectCode(Request):
@@ -133,22 +148,18 @@ class DisconnectCode(Request):
     reason: str = ""
 
 
-class DisconnectRequest(DisconnectCode):
+class DisconnectRequest(Target, DisconnectCode):
     """`disconnect`; the code stands by itself or, as older clients send it, in an object."""
 
-    user: str = ""
-    client: str = ""
     whitelist: list[str] = Field(default_factory=list)
     disconnect: DisconnectCode | None = None
 
 
-class RefreshRequest(Request):
+class RefreshRequest(Target):
     """`refresh`."""
 
-    user: str = ""
-    client: str = ""
     expired: bool = False
-    expire_at: int = 0
+    expire_at: Annotated[int, Field(ge=0, le=UNIX_TIME_MAX)] = 0
 
 
 class ChannelRequest(Request):
