@@ -128,10 +128,13 @@ class ServerAPI:
         )
         since = request.recover_since
         position = StreamPosition(since.offset, since.epoch) if since else None
-        for connection in self._find(request):
-            error = connection.client.subscribe_by_server(request.channel, grant, position)
-            if error is not None:
-                raise APIError(error)
+        errors = [
+            connection.client.subscribe_by_server(request.channel, grant, position)
+            for connection in self._find(request)
+        ]
+        # One of the user's connections that is full doesn't keep the others out.
+        for error in filter(None, errors):
+            raise APIError(error)
         return {}
 
     async def unsubscribe(self, request: requests.UnsubscribeRequest) -> dict[str, Any]:
