@@ -304,9 +304,13 @@ async def wire(
     if receive_buffer_bytes is not None:
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         limit = 1024  # what the stream reads ahead of its reader
-    async with asyncio.timeout(DEADLINE):
-        await asyncio.get_running_loop().sock_connect(endpoint, ("127.0.0.1", port))
-        reader, writer = await asyncio.open_connection(sock=endpoint, limit=limit)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.get_running_loop().sock_connect(endpoint, ("127.0.0.1", port))
+            reader, writer = await asyncio.open_connection(sock=endpoint, limit=limit)
+    except BaseException:
+        endpoint.close()
+        raise
     try:
         yield Wire(reader, writer)
     finally:
