@@ -5,6 +5,7 @@ import sys
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from gateway.settings import Settings
 
@@ -43,9 +44,11 @@ def configure(settings: Settings) -> None:
 
 
 def _not_the_clients_fault(record: logging.LogRecord) -> bool:
-    """Drop what aiohttp says of requests that aren't HTTP.
+    """Drop what aiohttp says of requests that aren't HTTP, or whose bodies aren't what they say.
 
     Their senders are answered with 400. Here they could fill the disk, and their bytes, which the
     message quotes, may hold cookies and tokens.
     """
-    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+    return record.exc_info is None or not isinstance(
+        record.exc_info[1], HttpProcessingError | RequestPayloadError
+    )

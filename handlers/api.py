@@ -342,6 +342,10 @@ def setup_api(
             return _problem(400, "Bad Request", f"the body is not JSON: {error}")
         except web.HTTPRequestEntityTooLarge as error:
             return _problem(413, "Content Too Large", error.text or "")
+        except web.RequestPayloadError:
+            return _problem(400, "Bad Request", "the body isn't in its Content-Encoding")
+        except ConnectionError:
+            return web.Response(status=400)  # nobody is there to read it
         try:
             if method == "batch":
                 answer = await _batch(api, body)
