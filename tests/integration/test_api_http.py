@@ -1,29 +1,41 @@
-"""The server HTTP API as anything that can send a request calls it: keys, bodies, sizes, errors."""
+"""The server API, `/api/health`, `/api/ready` and `/metrics`, as bare HTTP (PROTOCOL.md A.11)."""
 
 import asyncio
 import base64
+import http.client
+import io
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
+import aiohttp
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.protocol import codes
+from handlers.api import METHODS
+from metrics.instruments import REGISTRY
 from tests.integration.conftest import StartServer
+from tests.support.cluster import Cluster
+from tests.support.fuzzing import REPEATABLE
 from tests.support.peer import connected
-from tests.support.scrape import api, call_api, counted, scrape
+from tests.support.scrape import wait_for_level
 from tests.support.server import API_KEY, DEFAULT_CONFIG, ServerProcess, free_port
-from tests.support.wire import Response, fetch
+from tests.support.wire import DEADLINE, head, wire
 
-PAYLOAD_MAX_BYTES = 1024 * 1024
 BODY_MAX_BYTES = 16 * 1024 * 1024
-KEY = {"X-API-Key": API_KEY}
+PAYLOAD_MAX_BYTES = 1024 * 1024
+PUBLISH_TIMEOUT = 0.5
+CHANNELS_MAX = 20
 
 CONFIG = f"""
+channels_per_client_max = {CHANNELS_MAX}
+publish_timeout = {PUBLISH_TIMEOUT}
 {DEFAULT_CONFIG}
-
-[[namespaces]]
-name = "plain"
-allow_subscribe_for_client = true
 """
 
 
@@ -32,441 +44,794 @@ def server(start_server: StartServer) -> ServerProcess:
     return start_server(CONFIG)
 
 
-async def post(
+@pytest.fixture
+async def stranger(server: ServerProcess) -> AsyncIterator[aiohttp.ClientSession]:
+    """Requests without a key."""
+    async with aiohttp.ClientSession(server.http_url) as session:
+        yield session
+
+
+@pytest.fixture
+async def backend(server: ServerProcess) -> AsyncIterator[aiohttp.ClientSession]:
+    """Requests with the key."""
+    async with aiohttp.ClientSession(
+        server.http_url, headers={"X-API-Key": API_KEY, "Content-Type": "application/json"}
+    ) as session:
+        yield session
+
+
+async def answer(backend: aiohttp.ClientSession, method: str, body: bytes) -> Any:
+    """What the API answers, which must be with status 200."""
+    async with backend.post(f"/api/{method}", data=io.BytesIO(body)) as response:
+        assert response.status == 200, await response.text()
+        assert response.content_type == "application/json"
+        return await response.json()
+
+
+async def call(backend: aiohttp.ClientSession, method: str, /, **request: object) -> Any:
+    """The result of a call, which must succeed."""
+    return (await answer(backend, method, json.dumps(request).encode()))["result"]
+
+
+async def error(backend: aiohttp.ClientSession, method: str, /, **request: object) -> Any:
+    """The error of a call, which must fail."""
+    return (await answer(backend, method, json.dumps(request).encode()))["error"]
+
+
+async def problem(response: aiohttp.ClientResponse) -> str:
+    """The detail of a problem document (RFC 9457), checked."""
+    assert response.content_type == "application/problem+json"
+    document = await response.json()
+    assert document["status"] == response.status
+    assert document.keys() == {"type", "title", "status", "detail"}
+    detail = document["detail"]
+    assert isinstance(detail, str)
+    assert detail != ""
+    return detail
+
+
+# --- the key --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ({"X-API-Key": API_KEY}, {}),
+        ({"Authorization": f"apikey {API_KEY}"}, {}),
+        ({"Authorization": f"ApiKey {API_KEY}"}, {}),
+        ({}, {"api_key": API_KEY}),
+    ],
+)
+async def test_the_key_is_taken_from_header_or_query(
+    stranger: aiohttp.ClientSession, headers: dict[str, str], query: dict[str, str]
+) -> None:
+    async with stranger.post("/api/info", headers=headers, params=query, json={}) as response:
+        assert response.status == 200
+        assert "result" in await response.json()
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ({}, {}),
+        ({"X-API-Key": ""}, {}),
+        ({"X-API-Key": "guessed"}, {}),
+        ({"X-API-Key": "gu\xe9ssed"}, {}),
+        ({"X-API-Key": API_KEY[:-1]}, {}),
+        ({"X-API-Key": API_KEY + "x"}, {}),
+        ({"X-API-Key": API_KEY.upper()}, {}),
+        ({"Authorization": f"Bearer {API_KEY}"}, {}),
+        ({"Authorization": "apikey guessed"}, {}),
+        ({"Authorization": "apikey"}, {}),
+        ({}, {"api_key": "guessed"}),
+        ({"Cookie": f"api_key={API_KEY}"}, {}),
+    ],
+)
+async def test_without_the_key_nothing_is_done_or_said(
     server: ServerProcess,
-    method: str,
-    body: bytes | str = b"{}",
-    headers: Mapping[str, str] = KEY,
-) -> Response:
-    data = body.encode() if isinstance(body, str) else body
-    return await fetch(server.port, f"/api/{method}", method="POST", headers=headers, body=data)
-
-
-async def error_of(server: ServerProcess, method: str, **request: Any) -> int:
-    """The code of a call that must fail as calls do: with status 200."""
-    response = await call_api(server, method, **request)
-    assert response.status == 200
-    answer = response.json()
-    assert answer.keys() == {"error"}, answer
-    assert answer["error"]["message"]
-    return int(answer["error"]["code"])
-
-
-# --- keys -----------------------------------------------------------------------------------------
-
-
-async def test_the_key_may_come_in_three_ways(server: ServerProcess) -> None:
-    for query, headers in (
-        ("", {"X-API-Key": API_KEY}),
-        ("", {"x-api-key": API_KEY}),
-        ("", {"Authorization": f"apikey {API_KEY}"}),
-        ("", {"Authorization": f"ApiKey   {API_KEY} "}),
-        (f"?api_key={API_KEY}", {}),
-    ):
-        response = await post(server, f"info{query}", headers=headers)
-
-        assert response.status == 200, (query, headers)
-        assert response.headers["content-type"].startswith("application/json")
-        assert response.json()["result"]["nodes"]
-
-
-async def test_without_the_key_nothing_is_answered(server: ServerProcess) -> None:
-    """Neither which methods there are nor whether a body can be read."""
-    before = await counted(server, "publications_total", {"kind": "durable"})
-    for query, headers in (
-        ("", {}),
-        ("", {"X-API-Key": ""}),
-        ("", {"X-API-Key": API_KEY[:-1]}),
-        ("", {"X-API-Key": API_KEY + "x"}),
-        ("", {"X-API-Key": "ключ"}),
-        ("", {"X-API-Key": "x" * 8000}),
-        ("", {"Authorization": API_KEY}),
-        ("", {"Authorization": f"Bearer {API_KEY}"}),
-        ("", {"Authorization": f"apikey{API_KEY}"}),
-        ("", {"Cookie": f"api_key={API_KEY}"}),
-        ("?api_key=wrong", {}),
-        (f"?api_key={API_KEY}", {"X-API-Key": "wrong"}),
-    ):
-        for method in (f"publish{query}", f"no_such_method{query}"):
-            for body in ('{"channel":"chat:x","data":1}', "{"):
-                response = await post(server, method, body, headers)
-
-                assert response.status == 401, (method, headers)
-                assert response.headers["content-type"].startswith("application/problem+json")
-                assert API_KEY not in response.body.decode()
-    assert await counted(server, "publications_total", {"kind": "durable"}) == before
-
-
-async def test_without_a_key_of_its_own_the_server_refuses_everybody(
-    start_server: StartServer,
+    stranger: aiohttp.ClientSession,
+    headers: dict[str, str],
+    query: dict[str, str],
 ) -> None:
-    server = start_server(CONFIG, GATEWAY_API_KEY="")
-    for headers in ({}, {"X-API-Key": ""}, {"Authorization": "apikey "}):
-        response = await post(server, "info", headers=headers)
+    """Not even whether a method exists or a body makes sense; nor what the key looked like."""
+    for method in (*METHODS, "batch", "no-such-method"):
+        async with stranger.post(
+            f"/api/{method}", headers=headers, params=query, data=b"not JSON"
+        ) as response:
+            assert response.status == 401
+            assert "X-API-Key" in await problem(response)
+            said = await response.text() + str(response.headers)
+        assert API_KEY not in said
+        assert "guessed" not in said
+    assert "guessed" not in server.log()
+    assert API_KEY not in server.log()
 
-        assert response.status == 401
-        assert "api_key" in response.json()["detail"]
+
+# --- bodies ---------------------------------------------------------------------------------------
 
 
-async def test_an_internal_port_takes_the_api_and_the_metrics_off_the_first_one(
-    start_server: StartServer,
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"not JSON",
+        b"{'channel': 'chat:1'}",
+        b"\xff\xfe",
+        b'{"channel": "chat:1", "data": NaN}',
+        b'{"channel": "chat:1", "data": 1e999}',
+        b'{"channel": "chat:1", "data": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"channel": "chat:1"}{"channel": "chat:2"}',
+    ],
+    ids=lambda body: repr(body[:40]),
+)
+async def test_a_body_that_is_not_json_is_400(backend: aiohttp.ClientSession, body: bytes) -> None:
+    for method in ("publish", "batch"):
+        async with backend.post(f"/api/{method}", data=body) as response:
+            assert response.status == 400
+            assert "JSON" in await problem(response)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "field"),
+    [
+        ("publish", {"data": 1}, "channel"),
+        ("publish", {"channel": ["S3CRET"], "data": 1}, "channel"),
+        ("publish", {"channel": None, "data": 1}, "channel"),
+        ("publish", {"channel": "chat:1", "data": 1, "tags": {"k": ["S3CRET"]}}, "tags.k"),
+        ("publish", {"channel": "chat:1", "data": 1, "tags": "S3CRET"}, "tags"),
+        ("publish", {"channel": "chat:1", "data": 1, "skip_history": "S3CRET"}, "skip_history"),
+        ("publish", {"channel": "chat:1", "data": 1, "version": "S3CRET"}, "version"),
+        (
+            "publish",
+            {"channel": "chat:1", "data": 1, "idempotency_key": "S3CRET" * 11},
+            "idempotency_key",
+        ),
+        (
+            "publish",
+            {"channel": "chat:1", "data": 1, "idempotency_key": "S3CRET\0"},
+            "idempotency_key",
+        ),
+        ("publish", {"channel": "chat:1"}, "data"),
+        ("publish", {"channel": "chat:1", "dta": "S3CRET"}, "data"),
+        ("broadcast", {"channels": "S3CRET", "data": 1}, "channels"),
+        ("broadcast", {"channels": ["chat:1", {"a": "S3CRET"}], "data": 1}, "channels.1"),
+        ("broadcast", {"channels": ["chat:1"] * 10_001, "data": 1}, "channels"),
+        ("subscribe", {"channel": "chat:1", "user": {"a": "S3CRET"}}, "user"),
+        ("subscribe", {"channel": "chat:1", "user": "a", "override": {"presence": 3}}, "override"),
+        ("disconnect", {"user": "alice", "whitelist": [1]}, "whitelist.0"),
+        ("disconnect", {"user": "alice", "code": "S3CRET"}, "code"),
+        ("refresh", {"user": "alice", "expire_at": "S3CRET"}, "expire_at"),
+        ("refresh", {"user": "alice", "expire_at": -1}, "expire_at"),
+        ("refresh", {"user": "alice", "expire_at": "9" * 1000}, "expire_at"),
+        ("history", {"channel": "chat:1", "limit": "S3CRET"}, "limit"),
+        ("history", {"channel": "chat:1", "since": {"offset": -1}}, "since.offset"),
+        ("history", {"channel": "chat:1", "since": {"offset": 2**53}}, "since.offset"),
+        ("channels", {"pattern": 7}, "pattern"),
+        ("batch", {"commands": {"S3CRET": {}}}, "commands"),
+        ("batch", {}, "commands"),
+    ],
+)
+async def test_a_wrong_field_is_named_and_its_value_is_not(
+    backend: aiohttp.ClientSession, method: str, request_: dict[str, object], field: str
 ) -> None:
-    """And there, among friends, it may do without a key."""
-    internal = free_port()
-    server = start_server(f"internal_port = {internal}\napi_insecure = true\n{CONFIG}")
-    outside = [
-        (await post(server, "info")).status,
-        (await fetch(server.port, "/metrics")).status,
-        (await fetch(server.port, "/api/health")).status,
-    ]
-    inside = [
-        (await fetch(internal, "/api/info", method="POST", body=b"{}")).status,
-        (await fetch(internal, "/metrics")).status,
-        (await fetch(internal, "/api/health")).status,
-    ]
+    refused = await error(backend, method, **request_)
 
-    assert outside == [404, 404, 200]
-    assert inside == [200, 200, 200]
+    assert refused["code"] == codes.BAD_REQUEST.code
+    assert field in refused["message"]
+    assert "S3CRET" not in refused["message"]
+    assert len(refused["message"]) < 300
 
 
-# --- requests that are none -----------------------------------------------------------------------
-
-NOT_JSON: dict[str, bytes] = {
-    "text": b"hello",
-    "half an object": b'{"channel":"chat:x"',
-    "two objects": b"{}{}",
-    "not UTF-8": b'{"channel":"\xff"}',
-    "NaN": b'{"channel":"chat:x","data":NaN}',
-    "a form": b"channel=chat:x&data=1",
-    "nesting without end": b"[" * 100_000,
-    "a BOM": b"\xef\xbb\xbf{}",
-}
-
-UNUSABLE: dict[str, str] = {
-    "nothing": "",
-    "null": "null",
-    "an array": "[]",
-    "a number": "1",
-    "no channel": '{"data":1}',
-    "an empty channel": '{"channel":"","data":1}',
-    "a channel that is a number": '{"channel":1,"data":1}',
-    "a channel that is too long": json.dumps({"channel": "c" * 256, "data": 1}),
-    "a channel with a NUL": '{"channel":"chat:\\u0000","data":1}',
-    "a channel that isn't ASCII": '{"channel":"chat:é","data":1}',
-    "tags that are an array": '{"channel":"chat:x","data":1,"tags":[]}',
-    "a tag that is a number": '{"channel":"chat:x","data":1,"tags":{"a":1}}',
-    "a long key": json.dumps({"channel": "chat:x", "data": 1, "idempotency_key": "k" * 65}),
-    "a key with a NUL": '{"channel":"chat:x","data":1,"idempotency_key":"\\u0000"}',
-    "a flag that is a text": '{"channel":"chat:x","data":1,"skip_history":"maybe"}',
-    "base64 that is none": '{"channel":"chat:x","b64data":"!"}',
-    "base64 of no JSON": json.dumps(
-        {"channel": "chat:x", "b64data": base64.b64encode(b"{").decode()}
-    ),
-    "data too deep": json.dumps({"channel": "chat:x", "data": json.loads("[" * 129 + "]" * 129)}),
-    "data too large": json.dumps({"channel": "chat:x", "data": "x" * PAYLOAD_MAX_BYTES}),
-}
+@pytest.mark.parametrize("body", [b"[]", b"null", b"7", b'"S3CRET"'])
+async def test_a_body_that_is_not_an_object_is_error_107(
+    backend: aiohttp.ClientSession, body: bytes
+) -> None:
+    for method in (*METHODS, "batch"):
+        refused = (await answer(backend, method, body))["error"]
+        assert refused["code"] == codes.BAD_REQUEST.code
+        assert "S3CRET" not in refused["message"]
 
 
-async def test_a_body_that_is_not_json_is_a_bad_request(server: ServerProcess) -> None:
-    for name, body in NOT_JSON.items():
-        for method in ("publish", "batch"):
-            response = await post(server, method, body)
-
-            assert response.status == 400, name
-            assert response.headers["content-type"].startswith("application/problem+json")
-            assert response.json()["status"] == 400
+async def test_an_empty_body_is_an_empty_object(backend: aiohttp.ClientSession) -> None:
+    assert "nodes" in (await answer(backend, "info", b""))["result"]
 
 
-async def test_a_body_that_makes_no_sense_is_error_107(server: ServerProcess) -> None:
-    labels = {"method": "publish", "code": "107"}
-    before = await counted(server, "api_requests_total", labels)
-    for name, body in UNUSABLE.items():
-        response = await post(server, "publish", body)
-
-        assert response.status == 200, name
-        assert response.json()["error"]["code"] == 107, name
-        assert response.json()["error"]["message"], name
-        assert len(response.body) < 1000, name
-    assert await counted(server, "api_requests_total", labels) == before + len(UNUSABLE)
-
-
-async def test_a_method_that_does_not_exist_is_not_found(server: ServerProcess) -> None:
-    for method in ("no_such_method", "PUBLISH", "publish/", "map_publish", "__init__"):
-        assert (await post(server, method)).status == 404, method
-
-
-async def test_other_verbs_are_not_allowed(server: ServerProcess) -> None:
-    for verb in ("GET", "PUT", "DELETE", "OPTIONS"):
-        response = await fetch(server.port, "/api/publish", method=verb, headers=KEY)
-
-        assert response.status == 405, verb
-
-
-async def test_a_body_that_is_too_large_is_refused_by_its_size(server: ServerProcess) -> None:
-    response = await post(server, "publish", b" " * (BODY_MAX_BYTES + 1))
-
-    assert response.status == 413
-
-
-async def test_what_is_unknown_is_ignored(server: ServerProcess, room: str) -> None:
-    """Newer clients must be able to call older servers."""
-    result = await api(server, "publish", channel=room, data=1, new_field={"a": 1}, delta=True)
+async def test_fields_of_other_versions_are_ignored(
+    backend: aiohttp.ClientSession, room: str
+) -> None:
+    result = await call(backend, "publish", channel=room, data=1, delta=True, no_such_field=[1])
 
     assert result["offset"] == 1
 
 
-# --- publish and broadcast ------------------------------------------------------------------------
+async def test_an_unknown_method_is_404(backend: aiohttp.ClientSession) -> None:
+    for method in ("no-such-method", "rpc", "map_publish", "_call", "channels_"):
+        async with backend.post(f"/api/{method}", json={}) as response:
+            assert response.status == 404
+            await problem(response)
 
 
-async def test_any_json_is_data(server: ServerProcess, room: str) -> None:
-    payloads: list[Any] = [
-        None,
-        False,
-        0,
-        -1.5,
-        2**63,
-        "",
-        "line\nbreak \u2028 and \x00 and 🌍",
-        [],
-        {},
-        {"nested": [{"deep": [1, "2", None]}]},
-    ]
-    async with connected(server) as alice:
-        await alice.call("subscribe", channel=room)
-        for payload in payloads:
-            await api(server, "publish", channel=room, data=payload)
-        received = [publication["data"] for publication in await alice.publications(len(payloads))]
-    found = await api(server, "history", channel=room, limit=100)
-
-    assert received == payloads
-    assert [publication["data"] for publication in found["publications"]] == payloads
+async def test_only_post_calls_a_method(backend: aiohttp.ClientSession, room: str) -> None:
+    for verb in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        async with backend.request(
+            verb, "/api/publish", params={"channel": room, "data": "1"}
+        ) as response:
+            assert response.status == 405
+            assert response.headers["Allow"] == "POST"
 
 
-async def test_layout_of_the_request_does_not_reach_the_wire(
-    server: ServerProcess, room: str
+async def test_a_body_that_is_too_large_is_413(backend: aiohttp.ClientSession, room: str) -> None:
+    start = json.dumps({"channel": room, "data": ""}).encode()[:-2]
+    whole = start + b"x" * (BODY_MAX_BYTES - len(start)) + b'"}'
+    async with backend.post("/api/publish", data=io.BytesIO(whole)) as response:
+        assert response.status == 413
+        await problem(response)
+    assert (await call(backend, "history", channel=room))["offset"] == 0
+
+
+async def test_a_payload_that_is_too_large_is_error_107(
+    backend: aiohttp.ClientSession, room: str
 ) -> None:
-    """A line break outside of a string would end a message there (A.1.2)."""
-    body = json.dumps({"channel": room, "data": {"a": [1, 2]}}, indent=4)
-    async with connected(server) as alice:
-        await alice.call("subscribe", channel=room)
-        await post(server, "publish", body)
-        encoded = base64.b64encode(b'{\n "a": [\n 1 ]\r\n}').decode()
-        await api(server, "publish", channel=room, b64data=encoded)
-        frames = [await alice.wire.text() for _ in range(2)]
-
-    assert all("\n" not in frame for frame in frames)
-    assert [json.loads(frame)["push"]["pub"]["data"] for frame in frames] == [
-        {"a": [1, 2]},
-        {"a": [1]},
-    ]
-
-
-async def test_data_may_be_as_large_as_a_mebibyte(server: ServerProcess, room: str) -> None:
     largest = "x" * (PAYLOAD_MAX_BYTES - 2)
-    async with connected(server) as alice:
-        await alice.call("subscribe", channel=room)
-        assert (await api(server, "publish", channel=room, data=largest))["offset"] == 1
+    assert (await call(backend, "publish", channel=room, data=largest))["offset"] == 1
 
-        assert (await alice.publication())["data"] == largest
-
-
-async def test_skip_history_delivers_and_keeps_nothing(server: ServerProcess, room: str) -> None:
-    async with connected(server) as alice:
-        await alice.call("subscribe", channel=room)
-        assert await api(server, "publish", channel=room, data=1, skip_history=True) == {}
-        assert await alice.publication() == {"data": 1}
-    found = await api(server, "history", channel=room, limit=10)
-
-    assert (found["publications"], found["offset"]) == ([], 0)
+    for request in (
+        {"data": largest + "x"},
+        {"b64data": base64.b64encode(b'"x' + largest.encode() + b'"').decode()},
+        {"data": largest[:-10], "tags": {"key": "value"}},
+    ):
+        refused = await error(backend, "publish", channel=room, **request)
+        assert refused == {"code": codes.BAD_REQUEST.code, "message": "the payload is too large"}
+    assert (await call(backend, "history", channel=room))["offset"] == 1
 
 
-async def test_tags_travel_with_a_publication(server: ServerProcess, room: str) -> None:
-    tags = {"ticker": "BTC", "": "empty name", "ключ": "значение"}
-    async with connected(server) as alice:
-        await alice.call("subscribe", channel=room)
-        await api(server, "publish", channel=room, data=1, tags=tags)
-        await api(server, "publish", channel=room, data=2, tags={})
-        first, second = await alice.publications(2)
-        found = await api(server, "history", channel=room, limit=1)
-
-    assert first["tags"] == tags
-    assert "tags" not in second
-    assert found["publications"][0]["tags"] == tags
-
-
-async def test_a_repeated_key_stores_and_sends_once(server: ServerProcess, room: str) -> None:
-    """Also when all of them come at the same time."""
-    async with connected(server) as alice:
-        await alice.call("subscribe", channel=room)
-        request = {"channel": room, "data": "once", "idempotency_key": "k" * 64}
-        results = await asyncio.gather(*(api(server, "publish", **request) for _ in range(20)))
-        again = await api(server, "publish", **request)
-        await api(server, "publish", channel=room, data="end", idempotency_key="another")
-        received = await alice.publications(2)
-
-    assert {result["offset"] for result in results} == {1}
-    assert sorted("duplicate" in result for result in results) == [False] + [True] * 19
-    assert again == results[0] | {"duplicate": True}
-    assert [publication["data"] for publication in received] == ["once", "end"]
-
-
-async def test_a_repeated_key_counts_within_its_channel_only(
-    server: ServerProcess, room: str
+async def test_a_compressed_body_is_understood_and_a_broken_one_is_400(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
 ) -> None:
-    channels = [room, f"{room}-2", "plain:x"]
-    request: dict[str, Any] = {"channels": channels, "data": 1, "idempotency_key": "key"}
-    first = await api(server, "broadcast", **request)
-    second = await api(server, "broadcast", **request)
+    body = json.dumps({"channel": room, "data": "z" * 1000}).encode()
+    async with backend.post("/api/publish", data=body, compress="deflate") as response:
+        assert (await response.json())["result"]["offset"] == 1
+    async with backend.post(
+        "/api/publish", data=body, headers={"Content-Encoding": "gzip"}
+    ) as response:
+        assert response.status == 400
+        assert "Content-Encoding" in await problem(response)
+    assert '"level": "error"' not in server.log()
 
-    assert ["duplicate" in one["result"] for one in first["responses"]] == [False] * 3
-    assert [one["result"].get("duplicate") for one in second["responses"]] == [True] * 3
+
+# --- payloads -------------------------------------------------------------------------------------
 
 
-async def test_a_repeated_key_without_history_is_not_delivered_again(
-    server: ServerProcess, room: str
-) -> None:
+async def received(server: ServerProcess, room: str, publish: Callable[[], Any]) -> str:
+    """The only frame that a subscriber gets by it, as text."""
     async with connected(server) as alice:
-        await alice.call("subscribe", channel=f"plain:{room[5:]}")
-        channel = f"plain:{room[5:]}"
-        request = {"channel": channel, "data": 1, "idempotency_key": "key"}
-        assert await api(server, "publish", **request) == {}
-        assert await api(server, "publish", **request) == {"duplicate": True}
+        await alice.call("subscribe", channel=room)
+        await alice.quiet()
+        await publish()
+        return await alice.wire.text()
+
+
+async def test_a_payload_in_several_lines_arrives_in_one(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
+) -> None:
+    """A line break between two values would split the frame into two replies for an SDK."""
+    data = {"text": "two\nlines", "list": [1, 2.5, None, True], "nested": {"ключ": "✓"}}
+    pretty = json.dumps({"channel": room, "data": data}, indent=4).replace("\n", "\r\n").encode()
+
+    frame = await received(server, room, lambda: answer(backend, "publish", pretty))
+
+    assert "\n" not in frame
+    assert json.loads(frame)["push"]["pub"]["data"] == data
+
+
+async def test_a_payload_in_base64_arrives_like_any_other(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
+) -> None:
+    data = {"text": "✓", "list": [1, 2]}
+    encoded = base64.b64encode(json.dumps(data, indent=1).encode()).decode()
+
+    frame = await received(
+        server, room, lambda: call(backend, "publish", channel=room, data="no", b64data=encoded)
+    )
+
+    assert "\n" not in frame
+    assert json.loads(frame)["push"]["pub"]["data"] == data
+
+
+@pytest.mark.parametrize(
+    "b64data",
+    [
+        "!",
+        "S3CRET",
+        "é",
+        base64.b64encode(b"not JSON").decode(),
+        base64.b64encode(b'{"a":1}\n{"b":2}').decode(),
+        base64.b64encode(b"\xff").decode(),
+        base64.b64encode(b"[" * 200 + b"]" * 200).decode(),
+        base64.b64encode(b"[" * 500 + b"]" * 500).decode(),
+    ],
+    ids=lambda text: text[:20],
+)
+async def test_base64_that_holds_no_json_is_error_107(
+    backend: aiohttp.ClientSession, room: str, b64data: str
+) -> None:
+    for method, request in (
+        ("publish", {"channel": room, "b64data": b64data}),
+        ("broadcast", {"channels": [room], "b64data": b64data}),
+        ("subscribe", {"channel": room, "user": "alice", "b64data": b64data}),
+        ("subscribe", {"channel": room, "user": "alice", "b64info": b64data}),
+    ):
+        refused = await error(backend, method, **request)
+        assert refused["code"] == codes.BAD_REQUEST.code
+        assert b64data not in refused["message"]
+
+
+async def test_a_null_that_is_meant_is_published(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
+) -> None:
+    frame = await received(server, room, lambda: call(backend, "publish", channel=room, data=None))
+
+    assert json.loads(frame)["push"]["pub"]["data"] is None
+
+
+async def test_tags_arrive_and_are_kept(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
+) -> None:
+    tags = {"lang": "de", "zero": "\0", "quote": '"\n'}
+
+    frame = await received(
+        server, room, lambda: call(backend, "publish", channel=room, data=1, tags=tags)
+    )
+
+    assert json.loads(frame)["push"]["pub"]["tags"] == tags
+    history = await call(backend, "history", channel=room, limit=1)
+    assert history["publications"][0]["tags"] == tags
+
+
+# --- publish --------------------------------------------------------------------------------------
+
+
+async def test_a_publish_that_is_repeated_is_stored_and_delivered_once(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
+) -> None:
+    request = {"channel": room, "data": "once", "idempotency_key": "order-17"}
+    async with connected(server) as alice:
+        await alice.call("subscribe", channel=room)
+        await alice.quiet()
+        first = await call(backend, "publish", **request)
+        at_once = await asyncio.gather(*(call(backend, "publish", **request) for _ in range(5)))
+        other = await call(backend, "publish", **request | {"idempotency_key": "order-18"})
+        elsewhere = await call(backend, "publish", **request | {"channel": f"{room}-b"})
+
+        assert at_once == [{**first, "duplicate": True}] * 5
+        assert (first["offset"], other["offset"], elsewhere["offset"]) == (1, 2, 1)
+        assert "duplicate" not in first | other | elsewhere
+        assert [push["pub"]["offset"] for push in await alice.quiet()] == [1, 2]
+    history = await call(backend, "history", channel=room, limit=10)
+    assert [pub["offset"] for pub in history["publications"]] == [1, 2]
+
+
+async def test_a_repeated_publish_without_history_is_delivered_once(
+    server: ServerProcess, backend: aiohttp.ClientSession
+) -> None:
+    request = {"channel": "live:once", "data": 1, "idempotency_key": "order-17"}
+    async with connected(server) as alice:
+        await alice.call("subscribe", channel="live:once")
+        assert await call(backend, "publish", **request) == {}
+        assert await call(backend, "publish", **request) == {"duplicate": True}
+
         assert len(await alice.quiet()) == 1
 
 
-async def test_a_broadcast_to_many_channels_is_one_request(
-    server: ServerProcess, room: str
+async def test_what_skips_history_is_delivered_and_not_stored(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
 ) -> None:
-    channels = [f"{room}-{number}" for number in range(1000)]
-    result = await api(server, "broadcast", channels=channels, data="all")
+    async with connected(server) as alice:
+        await alice.call("subscribe", channel=room)
+        await alice.quiet()
+        assert await call(backend, "publish", channel=room, data="typing", skip_history=True) == {}
+        assert (await call(backend, "publish", channel=room, data="text"))["offset"] == 1
 
-    assert [one["result"]["offset"] for one in result["responses"]] == [1] * 1000
-    assert await error_of(server, "broadcast", channels=["plain:x"] * 10_001, data=1) == 107
-    assert await api(server, "broadcast", channels=[], data=1) == {"responses": []}
-
-
-# --- the other methods ----------------------------------------------------------------------------
-
-REFUSED: dict[str, tuple[str, dict[str, Any], int]] = {
-    "publish in an unknown namespace": ("publish", {"channel": "no:x", "data": 1}, 102),
-    "a versioned publication": ("publish", {"channel": "chat:x", "data": 1, "version": 1}, 108),
-    "subscribe in an unknown namespace": ("subscribe", {"channel": "no:x", "user": "a"}, 102),
-    "subscribe nobody": ("subscribe", {"channel": "chat:x"}, 107),
-    "subscribe with info that is no JSON": (
-        "subscribe",
-        {"channel": "chat:x", "user": "a", "b64info": "!"},
-        107,
-    ),
-    "subscribe from an impossible position": (
-        "subscribe",
-        {"channel": "chat:x", "user": "a", "recover_since": {"offset": 2**53}},
-        107,
-    ),
-    "unsubscribe nobody": ("unsubscribe", {"channel": "chat:x"}, 107),
-    "unsubscribe from an unknown namespace": ("unsubscribe", {"channel": "no:x", "user": "a"}, 102),
-    "disconnect nobody": ("disconnect", {}, 107),
-    "disconnect with a code of the protocol's": ("disconnect", {"user": "a", "code": 1000}, 107),
-    "disconnect with a code below all": ("disconnect", {"user": "a", "code": 2999}, 107),
-    "disconnect with a code above all": ("disconnect", {"user": "a", "code": 5000}, 107),
-    "refresh nobody": ("refresh", {}, 107),
-    "refresh until a text": ("refresh", {"user": "a", "expire_at": "soon"}, 107),
-    "presence that is off": ("presence", {"channel": "plain:x"}, 108),
-    "presence of nothing": ("presence", {}, 107),
-    "stats that are off": ("presence_stats", {"channel": "plain:x"}, 108),
-    "history that is off": ("history", {"channel": "plain:x"}, 108),
-    "history of an unknown namespace": ("history", {"channel": "no:x"}, 102),
-    "history from a negative offset": (
-        "history",
-        {"channel": "chat:x", "since": {"offset": -1}},
-        107,
-    ),
-    "history_remove where there is none": ("history_remove", {"channel": "plain:x"}, 108),
-    "channels by a number": ("channels", {"pattern": 1}, 107),
-}
+        pushes = await alice.quiet()
+        assert [(push["pub"]["data"], push["pub"].get("offset")) for push in pushes] == [
+            ("typing", None),
+            ("text", 1),
+        ]
+    history = await call(backend, "history", channel=room, limit=10)
+    assert [pub["data"] for pub in history["publications"]] == ["text"]
 
 
-async def test_refused_calls_get_their_error(server: ServerProcess) -> None:
-    for name, (method, request, code) in REFUSED.items():
-        assert await error_of(server, method, **request) == code, name
+@pytest.mark.parametrize(
+    ("method", "request_", "expected"),
+    [
+        ("publish", {"channel": "nowhere:1", "data": 1}, codes.UNKNOWN_CHANNEL),
+        ("history", {"channel": "nowhere:1"}, codes.UNKNOWN_CHANNEL),
+        ("presence", {"channel": "nowhere:1"}, codes.UNKNOWN_CHANNEL),
+        ("history", {"channel": "live:1"}, codes.NOT_AVAILABLE),
+        ("history_remove", {"channel": "plain"}, codes.NOT_AVAILABLE),
+        ("presence", {"channel": "live:1"}, codes.NOT_AVAILABLE),
+        ("publish", {"channel": "chat:1", "data": 1, "version": 1}, codes.NOT_AVAILABLE),
+        ("publish", {"channel": "chat:" + "x" * 251, "data": 1}, codes.BAD_REQUEST),
+        ("publish", {"channel": "chat:\0", "data": 1}, codes.BAD_REQUEST),
+        ("publish", {"channel": "chat:é", "data": 1}, codes.BAD_REQUEST),
+    ],
+)
+async def test_what_a_channel_does_not_have_is_refused(
+    backend: aiohttp.ClientSession,
+    method: str,
+    request_: dict[str, object],
+    expected: codes.ErrorCode,
+) -> None:
+    assert (await error(backend, method, **request_))["code"] == expected.code
 
 
-async def test_calls_for_users_who_are_not_here_succeed(server: ServerProcess) -> None:
-    """They may be elsewhere, or come later: it is no mistake to name them."""
-    for method, request in (
-        ("subscribe", {"channel": "chat:x"}),
-        ("unsubscribe", {"channel": "chat:x"}),
-        ("disconnect", {}),
-        ("refresh", {"expired": True}),
-    ):
-        assert await api(server, method, user="nobody", **request) == {}
-        assert await api(server, method, client="no-such-client", **request) == {}
+async def test_one_connection_that_is_full_does_not_keep_a_users_others_out(
+    server: ServerProcess, backend: aiohttp.ClientSession
+) -> None:
+    async with connected(server) as full, connected(server) as free:
+        for number in range(CHANNELS_MAX):
+            await full.call("subscribe", channel=f"live:{number}")
+        refused = await error(backend, "subscribe", user="alice", channel="live:one-more")
+
+        assert refused["code"] == codes.LIMIT_EXCEEDED.code
+        assert (await free.push())["channel"] == "live:one-more"
 
 
-async def test_history_takes_any_limit(server: ServerProcess, room: str) -> None:
-    for number in range(5):
-        await api(server, "publish", channel=room, data=number)
-
-    for limit, count in ((0, 0), (1, 1), (5, 5), (10**6, 5), (-1, 5), (-(2**60), 5), (2**60, 5)):
-        found = await api(server, "history", channel=room, limit=limit)
-        assert len(found["publications"]) == count, limit
-
-
-async def test_a_batch_answers_each_command_in_order(server: ServerProcess, room: str) -> None:
-    replies = await api(
-        server,
-        "batch",
-        commands=[
-            {"publish": {"channel": room, "data": 1}},
-            {"publish": {"channel": "no:x", "data": 1}},
-            {"publish": {"data": 1}},
-            {"no_such_method": {}},
-            {"batch": {"commands": []}},
-            {},
-            {"info": {}, "channels": {}},
-            {"presence_stats": None},
-            {"history": {"channel": room, "limit": 1}},
-        ],
-    )
-
-    assert [next(iter(reply)) for reply in replies] == ["publish"] + ["error"] * 7 + ["history"]
-    assert [reply["error"]["code"] for reply in replies if "error" in reply] == [
-        102,
-        107,
-        104,
-        104,
-        104,
-        104,
-        107,
-    ]
-    assert len(replies[-1]["history"]["publications"]) == 1
-
-
-async def test_a_batch_that_is_none_is_error_107(server: ServerProcess) -> None:
-    requests: list[dict[str, Any]] = [
+@pytest.mark.parametrize("parallel", [False, True])
+async def test_a_batch_answers_each_command_in_its_place(
+    backend: aiohttp.ClientSession, room: str, parallel: bool
+) -> None:
+    commands: list[object] = [
+        {"publish": {"channel": room, "data": 1}},
+        {"publish": {"channel": "nowhere:1", "data": 1}},
+        {"no_such_method": {}},
+        {"batch": {"commands": []}},
         {},
-        {"commands": {}},
-        {"commands": [1]},
-        {"commands": [{}] * 10_001},
+        {"publish": {}, "info": {}},
+        {"publish": "S3CRET"},
+        {"presence_stats": {"channel": room}},
     ]
-    for request in requests:
-        assert await error_of(server, "batch", **request) == 107
+    body = json.dumps({"commands": commands, "parallel": parallel}).encode()
+    replies = (await answer(backend, "batch", body))["replies"]
+
+    assert replies[0]["publish"]["offset"] == 1
+    assert [reply["error"]["code"] for reply in replies[1:7]] == [102, 104, 104, 104, 104, 107]
+    assert replies[7] == {"presence_stats": {"num_clients": 0, "num_users": 0}}
+    assert "S3CRET" not in str(replies)
 
 
-async def test_every_call_is_counted_by_method_and_outcome(server: ServerProcess) -> None:
-    calls: list[tuple[str, Callable[[], Any], str]] = [
-        ("info", lambda: api(server, "info"), "0"),
-        ("channels", lambda: api(server, "channels"), "0"),
-        ("presence", lambda: error_of(server, "presence", channel="plain:x"), "108"),
-        ("publish", lambda: error_of(server, "publish", channel="no:x", data=1), "102"),
-        ("info", lambda: api(server, "batch", commands=[{"info": {}}]), "0"),
-    ]
-    for method, call, code in calls:
-        before = await scrape(server)
-        await call()
-        after = await scrape(server)
+@pytest.mark.parametrize("expire_at", [2**53 - 1, 10**12])
+async def test_a_connection_may_last_until_the_end_of_time(
+    server: ServerProcess, backend: aiohttp.ClientSession, expire_at: int
+) -> None:
+    async with connected(server) as alice:
+        await call(backend, "refresh", user="alice", expire_at=expire_at)
 
-        labels = {"method": method, "code": code}
-        assert (
-            after.value("api_requests_total", labels)
-            == before.value("api_requests_total", labels) + 1
+        refresh = (await alice.push())["refresh"]
+        assert refresh["expires"] is True
+        assert refresh["ttl"] > 10**9
+        assert await alice.quiet() == []
+
+
+# --- without a database ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped_database(cluster: Cluster, server: ServerProcess) -> Iterator[Callable[[], None]]:
+    """The database doesn't run; call this to start it again."""
+    cluster.stop("immediate")
+    yield cluster.start
+    cluster.start()
+
+
+async def status(session: aiohttp.ClientSession, path: str) -> tuple[int, Any]:
+    async with session.get(path) as response:
+        return response.status, await response.json()
+
+
+async def test_without_a_database_what_needs_it_fails_in_time_and_the_rest_goes_on(
+    server: ServerProcess,
+    backend: aiohttp.ClientSession,
+    room: str,
+    stopped_database: Callable[[], None],
+) -> None:
+    async with connected(server) as alice:
+        await alice.call("subscribe", channel="live:score")
+        begun = time.monotonic()
+        refused = await asyncio.gather(
+            error(backend, "publish", channel=room, data="lost"),
+            error(backend, "history", channel=room, limit=1),
+            error(backend, "history_remove", channel=room),
         )
+        assert PUBLISH_TIMEOUT * 0.5 < time.monotonic() - begun < PUBLISH_TIMEOUT * 2 + 2
+        assert [failure["code"] for failure in refused] == [codes.INTERNAL.code] * 3
+        responses = (await call(backend, "broadcast", channels=[room, "live:score"], data="b"))[
+            "responses"
+        ]
+        assert responses[0]["error"]["code"] == codes.INTERNAL.code
+        assert responses[1] == {"result": {}}
+
+        assert (await alice.publication("live:score"))["data"] == "b"
+        assert await status(backend, "/api/health") == (200, {"status": "ok"})
+        code, ready = await status(backend, "/api/ready")
+        assert (code, ready["status"]) == (503, "unavailable")
+        assert ready["checks"] == {"database": "unreachable", "loop": "ok", "process": "ok"}
+        await wait_for_level(server, "database_up", 0)
+
+        await asyncio.to_thread(stopped_database)
+        async with asyncio.timeout(DEADLINE):
+            while (await status(backend, "/api/ready"))[0] != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await wait_for_level(server, "database_up", 1)
+        # Who is told 100 tries again, with a key: it is stored once, whatever came of the others.
+        request = {"channel": room, "data": "found", "idempotency_key": "order-17"}
+        async with asyncio.timeout(DEADLINE):
+            while "error" in await answer(backend, "publish", json.dumps(request).encode()):
+                pass
+        history = await call(backend, "history", channel=room, limit=10)
+        assert [pub["data"] for pub in history["publications"]] == ["found"]
+        assert (await alice.quiet()) == []
+
+
+# --- health and metrics ---------------------------------------------------------------------------
+
+
+async def test_health_and_version_need_no_key(stranger: aiohttp.ClientSession) -> None:
+    assert await status(stranger, "/api/health") == (200, {"status": "ok"})
+    assert await status(stranger, "/health") == (200, {"status": "ok"})
+    code, ready = await status(stranger, "/api/ready")
+    assert (code, ready["status"]) == (200, "ok")
+    assert 0 <= ready["loop_lag_ms"] < 1000
+    code, version = await status(stranger, "/api/version")
+    assert (code, version.keys()) == (200, {"version"})
+
+
+async def test_an_internal_port_takes_the_api_and_the_metrics_off_the_public_one(
+    start_server: StartServer,
+) -> None:
+    port = free_port()
+    server = start_server(GATEWAY_INTERNAL_PORT=str(port))
+    headers = {"X-API-Key": API_KEY}
+    async with (
+        aiohttp.ClientSession(server.http_url, headers=headers) as public,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as internal,
+        connected(server) as alice,
+    ):
+        await alice.call("subscribe", channel="live:score")
+        for method in (*METHODS, "batch"):
+            async with public.post(f"/api/{method}", json={}) as response:
+                assert response.status in (404, 405), method
+        async with public.get("/metrics") as response:
+            assert response.status == 404
+        for path in ("/api/health", "/api/ready"):
+            for session in (public, internal):
+                assert (await status(session, path))[0] == 200
+        async with public.get("/") as response:
+            assert response.status == 200
+
+        await call(internal, "publish", channel="live:score", data="inside")
+        assert (await alice.publication())["data"] == "inside"
+        async with internal.get("/metrics") as response:
+            assert "capegate_api_requests_total" in await response.text()
+        for path in ("/", "/connection/websocket", "/static/gateway.js"):
+            async with internal.get(path) as response:
+                assert response.status == 404
+
+
+async def exposed(session: aiohttp.ClientSession) -> tuple[set[str], set[str]]:
+    """The names of our metrics, and every series with its labels."""
+    async with session.get("/metrics") as response:
+        assert response.status == 200
+        assert response.content_type == "text/plain"
+        families = list(text_string_to_metric_families(await response.text()))
+    # Counters and histograms also say when they were made, as a gauge of its own in this format.
+    ours = {
+        family.name.removesuffix("_created")
+        for family in families
+        if family.name.startswith("capegate_")
+    }
+    return ours, {
+        f"{sample.name}{sorted(sample.labels.items())}"
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_metrics_are_those_that_are_declared(stranger: aiohttp.ClientSession) -> None:
+    names, _ = await exposed(stranger)
+
+    declared = {family.name for family in REGISTRY.collect()}
+    assert names == {name for name in declared if name.startswith("capegate_")}
+
+
+async def live(
+    server: ServerProcess, backend: aiohttp.ClientSession, user: str, channels: list[str]
+) -> None:
+    """Everything that people do, in channels of their own, and some mistakes."""
+    async with connected(server, user) as peer:
+        for channel in channels:
+            await peer.call("subscribe", channel=channel)
+            await peer.call("publish", channel=channel, data=user)
+            await peer.error("presence", channel=f"nowhere-{channel}")
+            await call(backend, "publish", channel=channel, data=user)
+            await call(backend, "history", channel=channel, limit=1)
+            await error(backend, "publish", channel=f"no-{channel}", data=user)
+            await error(backend, "publish", channel=channel, data=user, tags=[user])
+            await peer.call("history", channel=channel, limit=1)
+            async with backend.post(f"/api/{user}", json={}) as response:
+                assert response.status == 404
+        await call(backend, "disconnect", user=user, code=4000 + len(channels), reason=user)
+        await peer.ended()
+
+
+async def test_the_number_of_series_does_not_depend_on_channels_and_users(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
+) -> None:
+    await live(server, backend, "first", [room])
+    _, before = await exposed(backend)
+
+    for number in range(5):
+        channels = [f"{room}-{number}-{channel}" for channel in range(8 + number)]
+        await live(server, backend, f"user{number}", channels)
+
+    _, after = await exposed(backend)
+    assert after == before
+    assert not any(room in series or "user1" in series for series in after)
+
+
+# --- bodies from people who mean no good ----------------------------------------------------------
+
+NAMES = [
+    *("channel", "channels", "data", "b64data", "info", "b64info", "user", "client", "session"),
+    *("tags", "idempotency_key", "skip_history", "version", "since", "recover_since", "offset"),
+    *("epoch", "limit", "reverse", "override", "presence", "value", "whitelist", "disconnect"),
+    *("code", "reason", "expired", "expire_at", "pattern", "commands", "parallel", *METHODS),
+]
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([0, -1, 2**31, 2**53, 2**63, 2**64, 10**400, 1e308, -1e308, 0.5]),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["chat:1", "live:1", "$chat:1", "chat:#a", "nowhere:1", ":", "alice", "[", "*"]
+    ),
+    st.sampled_from(["\0", "\ud800", "9" * 5000, "x" * 300, "bnVsbA==", "1e999", "true", "nan"]),
+)
+JSON = st.recursive(
+    VALUES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+REQUESTS = st.dictionaries(st.sampled_from(NAMES), JSON, max_size=6)
+# With a channel that exists, more of the request is looked at.
+GOOD_REQUESTS = st.builds(
+    lambda request: {"channel": "chat:1", "channels": ["chat:1"], "user": "alice", **request},
+    REQUESTS,
+)
+COMMANDS = st.builds(
+    lambda commands, parallel: {"commands": commands, "parallel": parallel},
+    st.lists(
+        st.dictionaries(
+            st.sampled_from([*METHODS, "batch"]), GOOD_REQUESTS | JSON, min_size=1, max_size=1
+        ),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+
+DOCUMENTED = {error.code for error in codes.ERRORS}
+
+
+def post(server: ServerProcess, method: str, body: bytes) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE)
+    try:
+        connection.request("POST", f"/api/{method}", body, {"X-API-Key": API_KEY})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def check_answer(answered: dict[str, Any]) -> None:
+    """It is a result or a documented error; and not 100, because nothing is broken here."""
+    if "error" in answered:
+        assert answered["error"]["code"] in DOCUMENTED - {codes.INTERNAL.code}, answered
+        assert answered["error"]["message"] != ""
+    else:
+        assert len(answered) == 1, answered
+
+
+@settings(REPEATABLE, max_examples=150)
+@given(
+    method=st.sampled_from([*METHODS, "batch"]),
+    request=GOOD_REQUESTS | REQUESTS | COMMANDS | JSON,
+)
+@example(method="refresh", request={"user": "alice", "expire_at": "9" * 400})
+@example(method="publish", request={"channel": "chat:1", "data": [[[1e308]]], "tags": {"": "\0"}})
+def test_hostile_requests_get_a_documented_answer(
+    server: ServerProcess, method: str, request: object
+) -> None:
+    code, body = post(server, method, json.dumps(request).encode())
+    answered = json.loads(body)
+
+    if code == 400:
+        # What Python writes and isn't JSON: lone surrogates, and numbers beyond all floats.
+        assert answered["title"] == "Bad Request"
+        return
+    assert code == 200
+    if method == "batch" and "replies" in answered:
+        for reply in answered["replies"]:
+            check_answer(reply)
+    else:
+        check_answer(answered)
+        assert answered.keys() <= {"result", "error"}
+    assert '"level": "error"' not in server.log()
+
+
+@settings(REPEATABLE, max_examples=50)
+@given(
+    method=st.sampled_from([*METHODS, "batch"]),
+    body=st.binary(max_size=50) | st.text('{}[]",:0e-+\\u\n', max_size=30).map(str.encode),
+)
+def test_hostile_bytes_get_a_documented_answer(
+    server: ServerProcess, method: str, body: bytes
+) -> None:
+    code, answered = post(server, method, body)
+
+    assert code in (200, 400)
+    if code == 200:
+        check_answer(json.loads(answered))
+
+
+@settings(REPEATABLE, max_examples=50)
+@given(method=st.text(min_size=1, max_size=20).filter(lambda method: method not in METHODS))
+@example(method="..")
+@example(method="\0")
+@example(method="publish/")
+@example(method="../metrics")
+@example(method="__class__")
+def test_hostile_method_names_are_404(server: ServerProcess, method: str) -> None:
+    code, _ = post(server, quote(method.encode(errors="replace"), safe=""), b"{}")
+
+    assert code == 404
+
+
+async def test_a_sender_who_leaves_in_the_middle_is_no_failure_of_ours(
+    server: ServerProcess, backend: aiohttp.ClientSession
+) -> None:
+    """And no line in the log, which anybody with a flaky line could fill otherwise."""
+    before = server.log()
+    async with wire(server.port) as sender:
+        headers = {"Host": "a", "X-API-Key": API_KEY, "Content-Length": "100"}
+        await sender.write_apart(head("POST", "/api/publish", headers), b'{"channel":')
+    await call(backend, "info")
+
+    assert server.log() == before
+
+
+async def test_hostile_values_that_reach_a_connection_do_it_no_harm(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
+) -> None:
+    unfit = "\0\r\n\u2028\x7f"
+    requests: list[tuple[str, dict[str, object]]] = [
+        ("subscribe", {"info": unfit, "data": {unfit: unfit}}),
+        ("unsubscribe", {}),
+        ("subscribe", {"recover_since": {"offset": 2**53 - 1, "epoch": unfit}}),
+        ("unsubscribe", {}),
+        ("refresh", {"expire_at": 2**53 - 1}),
+    ]
+    async with connected(server) as alice:
+        for method, request in requests:
+            assert await call(backend, method, user="alice", channel=room, **request) == {}
+            while method not in await alice.push():
+                pass
+        await call(backend, "disconnect", user="alice", code=4999, reason=unfit * 100)
+
+        ended = await alice.ended()
+    assert ended.code == 4999
+    assert (unfit * 100).startswith(ended.advice["reason"])
