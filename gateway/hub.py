@@ -114,6 +114,7 @@ class Channel:
         "name",
         "name_json",
         "options",
+        "preparing",
         "pump",
         "seen",
         "skipped",
@@ -128,7 +129,8 @@ class Channel:
         self.options = options
         self.epoch: str | None = None
         self.top = 0
-        self.seen = 0  # the highest offset that passed while the position was being read
+        self.seen: StreamPosition | None = None  # what passed while the position was being read
+        self.preparing = 0  # how many are about to enter
         self.live = Audience()
         self.listeners: Audience | None = None  # of joins and leaves
         self.catching_up: dict[Subscriber, int] = {}
@@ -170,6 +172,7 @@ class Hub:
         self._committed_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._checking: asyncio.Task[None] | None = None
+        self._check_again = False
         self._deliveries = 0
         self._subscriptions = 0
         self._active = 0  # channels with subscribers
@@ -228,6 +231,7 @@ class Hub:
         if channel.epoch is not None and self._at_hand(channel, since):
             answer(None)
             return
+        channel.preparing += 1
         self._spawn(self._prepare(channel, since, answer))
 
     def _open(self, name: str, options: ChannelOptions) -> Channel:
@@ -254,8 +258,6 @@ class Hub:
         assert self._streams is not None, "use() comes before the first client"
         try:
             await self._load(channel, since)
-            if self._channels.setdefault(channel.name, channel) is channel and not len(channel):
-                self._rest(channel)  # it may have had to make room meanwhile
             if since and since.offset < channel.top and not self._at_hand(channel, since):
                 await self._read_after(channel, since.offset)
         except LogUnavailable:
@@ -265,6 +267,10 @@ class Hub:
             answer(INTERNAL)
         else:
             answer(None)
+        finally:
+            channel.preparing -= 1
+            if not len(channel):
+                self._rest(channel)
 
     async def _load(self, channel: Channel, since: StreamPosition | None) -> None:
         """Know the channel's position; again, when a client knows a higher one."""
@@ -277,8 +283,10 @@ class Hub:
         position = await self._streams.position(channel.name)
         if channel.epoch is None:
             channel.epoch = position.epoch
+            channel.top = position.offset
             # Publications that passed while the answer was under way are in the log as well.
-            channel.top = max(position.offset, channel.seen)
+            if channel.seen is not None and channel.seen.epoch == position.epoch:
+                channel.top = max(position.offset, channel.seen.offset)
         elif channel.epoch == position.epoch and position.offset > channel.top:
             self._fall_behind(channel, position.offset)
 
@@ -407,7 +415,7 @@ class Hub:
 
     def _forget(self, name: str) -> None:
         channel = self._channels.get(name)
-        if channel is not None and not len(channel):
+        if channel is not None and not len(channel) and not channel.preparing:
             del self._channels[name]
             self._drop_tail(channel)
 
@@ -428,7 +436,7 @@ class Hub:
                 continue
             offset = publication.offset
             if channel.epoch is None:
-                channel.seen = max(channel.seen, offset)
+                channel.seen = StreamPosition(offset, publication.epoch)
             elif channel.epoch != publication.epoch:
                 self._begin_epoch(channel, publication)
             elif offset == channel.top + 1:
@@ -667,27 +675,41 @@ class Hub:
             channel.pump = self._spawn(self._pump(channel))
 
     async def _pump(self, channel: Channel) -> None:
-        """Bring the subscribers that catch up to the top, the hindmost first."""
+        """Bring the subscribers that catch up to the top, the hindmost first.
+
+        One round brings everybody a page further, so that they meet at the pages' ends and the cost
+        of looking for them is that of the pages, however scattered they were.
+        """
         while True:
             # Let the replies out that were queued in the turn in which somebody was placed here.
             await asyncio.sleep(0)
             if self._dirty:
                 self._flush()
-            positions = [at for sub, at in channel.catching_up.items() if not sub.paused]
-            if not positions:
+            followers: dict[int, list[Subscriber]] = {}
+            for subscriber, at in channel.catching_up.items():
+                if not subscriber.paused:
+                    followers.setdefault(at, []).append(subscriber)
+            if not followers:
                 return
-            after, epoch = min(positions), channel.epoch
-            publications: Sequence[tuple[int, bytes]] = ()
-            if after < channel.top:
-                try:
-                    publications = await self._read_after(channel, after)
-                except Exception as error:
-                    if not isinstance(error, LogUnavailable):
-                        logger.exception("could not read the log of a channel")
-                    await asyncio.sleep(LOG_RETRY_DELAY)
-                    continue
-            if channel.epoch == epoch:
-                self._advance(channel, after, publications)
+            try:
+                for after in sorted(followers):
+                    await self._pump_from(channel, after, followers[after])
+            except Exception as error:
+                if not isinstance(error, LogUnavailable):
+                    logger.exception("could not read the log of a channel")
+                await asyncio.sleep(LOG_RETRY_DELAY)
+
+    async def _pump_from(
+        self, channel: Channel, after: int, followers: Sequence[Subscriber]
+    ) -> None:
+        """Bring those who were at one position a page further, if they still are there."""
+        epoch = channel.epoch
+        publications: Sequence[tuple[int, bytes]] = ()
+        if after < channel.top:
+            publications = await self._read_after(channel, after)
+        if channel.epoch == epoch:
+            self._advance(channel, after, publications, followers)
+        await asyncio.sleep(0)  # the page may have been at hand, and others want their turn
 
     async def _read_after(self, channel: Channel, after: int) -> Sequence[tuple[int, bytes]]:
         assert self._streams is not None
@@ -704,11 +726,15 @@ class Hub:
         return publications
 
     def _advance(
-        self, channel: Channel, after: int, publications: Sequence[tuple[int, bytes]]
+        self,
+        channel: Channel,
+        after: int,
+        publications: Sequence[tuple[int, bytes]],
+        followers: Sequence[Subscriber],
     ) -> None:
         """Write to everybody at one position, and promote those who reach the top."""
         followers = [
-            sub for sub, at in channel.catching_up.items() if at == after and not sub.paused
+            sub for sub in followers if channel.catching_up.get(sub) == after and not sub.paused
         ]
         if not followers:
             return
@@ -743,36 +769,54 @@ class Hub:
     # --- checking ---------------------------------------------------------------------------------
 
     def check_positions(self) -> None:
-        """Compare with the log, in the background, and make up for what was missed in silence."""
+        """Compare with the log, in the background, and make up for what was missed in silence.
+
+        Asked for during a check it is made once more: that one may have looked already.
+        """
         if self._checking is None or self._checking.done():
             self._checking = self._spawn(self._check_positions())
+        else:
+            self._check_again = True
 
     async def _check_positions(self) -> None:
-        assert self._streams is not None
-        names = [
-            name
-            for name, channel in self._channels.items()
-            if channel.logged and channel.epoch is not None
-        ]
-        for start in range(0, len(names), POSITIONS_AT_ONCE):
-            wanted = names[start : start + POSITIONS_AT_ONCE]
-            positions: Mapping[str, StreamPosition] | None = None
-            while positions is None:
-                try:
-                    positions = await self._streams.positions(wanted)
-                except LogUnavailable:
-                    await asyncio.sleep(LOG_RETRY_DELAY)
-            for name in wanted:
-                channel = self._channels.get(name)
-                if channel is not None:
-                    self._compare(channel, positions.get(name))
+        while True:
+            self._check_again = False
+            channels = [
+                channel
+                for channel in self._channels.values()
+                if channel.logged and channel.epoch is not None
+            ]
+            for start in range(0, len(channels), POSITIONS_AT_ONCE):
+                await self._check(channels[start : start + POSITIONS_AT_ONCE])
+            if not self._check_again:
+                return
 
-    def _compare(self, channel: Channel, position: StreamPosition | None) -> None:
+    async def _check(self, channels: Sequence[Channel]) -> None:
+        assert self._streams is not None
+        known = [StreamPosition(channel.top, channel.epoch or "") for channel in channels]
+        positions: Mapping[str, StreamPosition] | None = None
+        while positions is None:
+            try:
+                positions = await self._streams.positions([channel.name for channel in channels])
+            except LogUnavailable:
+                await asyncio.sleep(LOG_RETRY_DELAY)
+        for channel, before in zip(channels, known, strict=True):
+            if self._channels.get(channel.name) is channel and channel.epoch == before.epoch:
+                self._compare(channel, before, positions.get(channel.name))
+
+    def _compare(
+        self, channel: Channel, before: StreamPosition, position: StreamPosition | None
+    ) -> None:
+        """Act on what the log says, and on what it should say at least."""
         if position is not None and position.epoch == channel.epoch:
             if position.offset > channel.top:
                 self._fall_behind(channel, position.offset)
+            elif position.offset < before.offset:
+                # The database was restored, or a standby took over that had missed commits.
+                logger.warning("the log of a channel went back in time")
+                self._move_to(channel, position)
             return
-        if not len(channel):
+        if not len(channel) and not channel.preparing:
             self._idle.pop(channel.name, None)
             self._forget(channel.name)
         elif position is not None:

@@ -7,8 +7,8 @@ It runs on the test's own loop. Each accepted connection, with the one it opens 
   `cut_before_answer`: when the server has given a certain answer, of which nothing gets through.
 * `refuse`: new lines are reset at once; `accept` ends that.
 * `hold`: nothing passes, on old lines and new ones, and nobody is told; `hold_present`: new ones
-  work. `release` lets what was held go on, even when the client has gone meanwhile: packets that
-  were long under way.
+  work; `hold_answers`: what the server says on them. `release` lets what was held go on, even when
+  the client has gone meanwhile: packets that were long under way.
 * `lose`: the present lines stay silent for ever, new ones work: a firewall forgot them.
 """
 
@@ -51,6 +51,8 @@ class Proxy:
         """What clients have sent to the server through here."""
         self.to_client_bytes = 0
         """What the server has sent to clients through here."""
+        self.answers_held = 0
+        """How many lines hold something that the server has said."""
 
     @classmethod
     def before(cls, url: str) -> Self:
@@ -128,14 +130,18 @@ class Proxy:
     def hold_present(self) -> None:
         """Let nothing of the present lines pass, in silence."""
         for line in self._lines:
-            line.passable.clear()
+            line.hold(True, False)
+
+    def hold_answers(self) -> None:
+        """Let nothing pass of what the server says on the present lines."""
+        for line in self._lines:
+            line.hold(False)
 
     def release(self) -> None:
         """Let everything pass again, what was held first."""
         self._holding = False
         for line in self._lines:
-            if not line.lost:
-                line.passable.set()
+            line.release()
 
     def lose(self) -> None:
         """Let nothing of the present lines pass, ever."""
@@ -163,10 +169,10 @@ class Proxy:
         """One line from its beginning to its end."""
         line = _Line(client)
         if self._holding:
-            line.passable.clear()
+            line.hold(True, False)
         self._lines[line] = None
         try:
-            await line.passable.wait()
+            await line.passable[True].wait()
             await asyncio.get_running_loop().sock_connect(line.server, self._target)
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._carry(line, to_server=True))
@@ -187,7 +193,9 @@ class Proxy:
                 data = await loop.sock_recv(source, _READ_BYTES)
             except ConnectionError:
                 data = b""  # the other end gets an orderly one, behind all that came before
-            await line.passable.wait()
+            self.answers_held += not to_server
+            await line.passable[to_server].wait()
+            self.answers_held -= not to_server
             if line.was_reset:
                 return
             if not data:
@@ -230,11 +238,23 @@ class _Line:
             end.setblocking(False)
             # Bytes go on as they came, however few.
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.passable = asyncio.Event()
-        self.passable.set()
+        # By direction; to the server: True.
+        self.passable = {True: asyncio.Event(), False: asyncio.Event()}
         self.lost = False
         self.was_reset = False
         self._task = asyncio.current_task()
+        self.release()
+
+    def hold(self, *directions: bool) -> None:
+        """Let nothing pass in these directions."""
+        for to_server in directions:
+            self.passable[to_server].clear()
+
+    def release(self) -> None:
+        """Let everything pass, unless the line is lost."""
+        if not self.lost:
+            for passable in self.passable.values():
+                passable.set()
 
     def cut(self) -> None:
         """Reset both ends and be done."""

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from tests.support.proxy import COMMITTED, STATEMENT_COMMITTED, Proxy
+from tests.support.waiting import until
 
 DEADLINE = 10.0
 
@@ -194,6 +195,19 @@ async def test_present_lines_are_held_while_new_ones_work(proxy: Proxy, echo: Ec
         await echo.has(b"onethree")
         proxy.release()
         assert await reader.readexactly(3) == b"two"
+
+
+async def test_answers_alone_are_held(proxy: Proxy, echo: Echo) -> None:
+    async with _line(proxy) as (reader, writer):
+        writer.write(b"one")
+        assert await reader.readexactly(3) == b"one"
+        proxy.hold_answers()
+        writer.write(b"two")
+        await echo.has(b"onetwo")
+        await until(lambda: proxy.answers_held == 1)
+        proxy.release()
+        assert await reader.readexactly(3) == b"two"
+    assert proxy.answers_held == 0
 
 
 async def test_lost_lines_stay_silent_and_new_ones_work(proxy: Proxy, echo: Echo) -> None:
