@@ -348,6 +348,42 @@ def test_readme_has_the_options_that_exist(command: str) -> None:
     assert options - documented <= {"--config"}
 
 
+# --- operations.md --------------------------------------------------------------------------------
+
+
+def _texts() -> str:
+    """Every text in the code, a line each, with … for what is filled in."""
+    texts = []
+    for path in (*CODE, *(ROOT / "store").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                )
+                texts.append("".join(map(str, parts)))
+    return "\n".join(texts)
+
+
+def test_start_errors_are_quoted_as_they_are() -> None:
+    rows = _rows(_section(_text("operations.md"), "### When it doesn't start"))
+    quoted = [quote for row in rows for quote in re.findall(r"`([^`]+)`", row[0])]
+    texts = _texts()
+
+    for quote in quoted:
+        # A setting's name and source stand in front of what is wrong with it.
+        for part in re.sub(r"^\w+ \(not set\): ", "", quote).split("…"):
+            assert part.strip(" :.") in texts, quote
+
+
+def test_log_lines_are_quoted_as_they_are() -> None:
+    section = _section(_text("operations.md"), "## When the database is down")
+    (line,) = (line for line in section.splitlines() if line.startswith("The log says"))
+
+    assert [quote for quote in re.findall(r"`([^`]+)`", line) if quote not in _texts()] == []
+
+
 # --- links ----------------------------------------------------------------------------------------
 
 
