@@ -367,6 +367,17 @@ async def test_base64_that_holds_no_json_is_error_107(
         assert b64data not in refused["message"]
 
 
+async def test_numbers_arrive_as_javascript_would_read_them(
+    server: ServerProcess, backend: aiohttp.ClientSession, room: str
+) -> None:
+    body = b'{"channel": "%s", "data": [18446744073709551615, 1e2, 123456789012345678901234]}'
+
+    frame = await received(server, room, lambda: answer(backend, "publish", body % room.encode()))
+
+    data = json.loads(frame)["push"]["pub"]["data"]
+    assert data == [2**64 - 1, 100.0, 1.2345678901234568e23]
+
+
 async def test_a_null_that_is_meant_is_published(
     server: ServerProcess, backend: aiohttp.ClientSession, room: str
 ) -> None:
