@@ -51,12 +51,13 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096  # connections that the kernel holds while we are busy with others
 BODY_MAX_BYTES: Final = 16 * 1024 * 1024  # of a server API request: a broadcast to many channels
+EMBEDDED_CHECK_INTERVAL: Final = 1.0  # seconds
 SCRAPE_PING_TIMEOUT: Final = 1.0  # seconds; Prometheus itself waits for ten
 KEEPALIVE_TIMEOUT: Final = 75.0  # seconds an HTTP connection may idle; what nginx does
 HTTP_SHUTDOWN_TIMEOUT: Final = 3.0  # seconds for requests under way when stopping
 VERSION: Final = distribution_version("capegate")
 # Many long-lived objects make full collections long; nothing here makes cycles per message or per
-# connection, so collections may be rare (docs/decisions/0003-garbage-collection.md).
+# connection, so collections may be rare (docs/decisions/0005-garbage-collection.md).
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 
@@ -150,12 +151,32 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         if server is not None:
             await asyncio.to_thread(server.stop)
         raise StartError(str(error)) from error
+    watch = None
+    if server is not None:
+        watch = asyncio.create_task(_keep_running(server, url), name="embedded database")
     try:
         yield database
     finally:
+        if watch is not None:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
         await database.close()
         if server is not None:
             await asyncio.to_thread(server.stop)
+
+
+async def _keep_running(server: EmbeddedServer, url: str) -> None:
+    """Start the embedded server again when it dies; nobody else would."""
+    while True:
+        await asyncio.sleep(EMBEDDED_CHECK_INTERVAL)
+        if server.is_running():
+            continue
+        logger.error("the embedded PostgreSQL has ended; starting it again")
+        try:
+            if await asyncio.to_thread(server.start) != url:
+                logger.error("the embedded PostgreSQL's socket has moved: restart the gateway")
+        except EmbeddedServerError as error:
+            logger.error("%s", error)  # tried again soon
 
 
 @dataclass(frozen=True, slots=True)
