@@ -145,6 +145,9 @@ Method = Literal[
     "ping",
 ]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
+
+_decode = msgspec.json.Decoder(Command).decode
+
 _METHOD_COUNT: Final = len(METHODS)
 
 
