@@ -24,7 +24,6 @@ from tests.support.wire import BINARY
 
 CHANNELS_MAX = 8
 CONFIG = f"""
-close_timeout = 1
 channels_per_client_max = {CHANNELS_MAX}
 {DEFAULT_CONFIG}
 

@@ -215,6 +215,14 @@ async def test_a_client_whose_line_is_dead_is_forgotten(server: ServerProcess) -
     assert await counted(server, "subscriptions") == 0
 
 
+async def test_a_client_that_never_answers_a_close_is_cut(server: ServerProcess) -> None:
+    async with open_peer(server) as peer:
+        peer.send({"id": 1, "ping": {}})
+        assert (await peer.wire.close()).code == 3501
+
+        assert await peer.wire.rest() == b""  # within close_timeout
+
+
 async def test_a_half_open_connection_leaves_its_channels(server: ServerProcess, room: str) -> None:
     async with connected(server) as alice:
         await alice.call("subscribe", channel=room)

@@ -15,9 +15,7 @@ from tests.support.peer import connected, expect_end, open_peer
 from tests.support.scrape import api, counted, counting, scrape, wait_for_level
 from tests.support.server import DEFAULT_CONFIG, ServerProcess, mint
 
-CONFIG = f"""
-close_timeout = 1
-slow_reader_timeout = 2
+NAMESPACES = f"""
 {DEFAULT_CONFIG}
 
 [[namespaces]]
@@ -28,9 +26,16 @@ force_recovery = true
 allow_subscribe_for_client = true
 """
 
+CONFIG = f"""
+close_timeout = 2
+slow_reader_timeout = 1
+{NAMESPACES}
+"""
+
+# Strict about commands, and patient with slow readers.
 STRICT_CONFIG = f"""
 connections_per_user_max = 2
-{DEFAULT_CONFIG.replace("100000", "20")}
+{NAMESPACES.replace("100000", "20")}
 """
 
 
@@ -172,17 +177,19 @@ async def test_a_client_that_never_reads_is_cut_in_the_end(
         assert await counted(server, "paused_connections") == 0
 
 
-async def test_a_slow_reader_catches_up_from_the_log(server: ServerProcess, room: str) -> None:
+async def test_a_slow_reader_catches_up_from_the_log(
+    strict_server: ServerProcess, room: str
+) -> None:
     """In order and without a hole; what has no log is dropped, and counted."""
-    async with connected(server, "slow", receive_buffer_bytes=4096) as slow:
+    async with connected(strict_server, "slow", receive_buffer_bytes=4096) as slow:
         await slow.call("subscribe", channel=room)
         await slow.call("subscribe", channel="live:ticks")
-        before = await scrape(server)
-        await publish_too_much(server, room)
+        before = await scrape(strict_server)
+        await publish_too_much(strict_server, room)
         for number in range(20):
-            await api(server, "publish", channel="live:ticks", data=number)
+            await api(strict_server, "publish", channel="live:ticks", data=number)
         publications = await slow.publications(TOO_MUCH, room)
-        after = await scrape(server)
+        after = await scrape(strict_server)
 
         assert [pub["offset"] for pub in publications] == list(range(1, TOO_MUCH + 1))
         assert [pub["data"][0] for pub in publications] == list(range(1, TOO_MUCH + 1))
@@ -190,18 +197,18 @@ async def test_a_slow_reader_catches_up_from_the_log(server: ServerProcess, room
         dropped = {"kind": "transient"}
         assert after.value("drops_total", dropped) - before.value("drops_total", dropped) == 20
         # And it is as live as the others again.
-        await api(server, "publish", channel="live:ticks", data="after")
+        await api(strict_server, "publish", channel="live:ticks", data="after")
         assert (await slow.publication())["data"] == "after"
 
 
 async def test_a_slow_reader_whose_history_is_gone_is_told_with_2500(
-    server: ServerProcess,
+    strict_server: ServerProcess,
 ) -> None:
     """It subscribes again and learns what it missed."""
     channel = "brief:slow"
-    async with connected(server, "slow", receive_buffer_bytes=4096) as slow:
+    async with connected(strict_server, "slow", receive_buffer_bytes=4096) as slow:
         await slow.call("subscribe", channel=channel)
-        await publish_too_much(server, channel)
+        await publish_too_much(strict_server, channel)
         seen = 0
         while "unsubscribe" not in (push := await slow.push()):
             seen += 1
@@ -215,14 +222,14 @@ async def test_a_slow_reader_whose_history_is_gone_is_told_with_2500(
 
 
 async def test_a_server_side_subscription_in_that_place_is_closed_with_3010(
-    server: ServerProcess,
+    strict_server: ServerProcess,
 ) -> None:
     channel = "brief:granted"
     claims = {"channels": [channel]}
-    async with connected(server, "slow", claims=claims, receive_buffer_bytes=4096) as slow:
-        await publish_too_much(server, channel)
+    async with connected(strict_server, "slow", claims=claims, receive_buffer_bytes=4096) as slow:
+        await publish_too_much(strict_server, channel)
 
-        await expect_end(server, slow, codes.INSUFFICIENT_STATE)
+        await expect_end(strict_server, slow, codes.INSUFFICIENT_STATE)
 
 
 def peak_bytes(process: psutil.Process) -> int:
