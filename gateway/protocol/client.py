@@ -842,9 +842,8 @@ class Client:
         self._actions.send(codec.error_reply(command_id, error))
 
     def _close(self, disconnect: Disconnect, detail: str) -> None:
-        if self.phase is not Phase.CLOSED:
-            self.closed()
-            self._actions.close(disconnect, detail)
+        self.closed()
+        self._actions.close(disconnect, detail)
 
 
 def _refusal(error: TokenError) -> ErrorCode:
