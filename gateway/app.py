@@ -353,6 +353,9 @@ async def _refresh_gauges(gateway: Gateway) -> None:
     instruments.DATABASE_UP.set(1 if gateway.database.healthy() else 0)
     instruments.DATABASE_CONNECTIONS.labels("idle").set(statistics.idle)
     instruments.DATABASE_CONNECTIONS.labels("used").set(statistics.open - statistics.idle)
+    streams = gateway.services.streams
+    instruments.PUBLISH_QUEUE.set(streams.queued)
+    instruments.PUBLISH_QUEUE_BYTES.set(streams.queued_bytes)
 
 
 def _client_rules(settings: Settings) -> ClientRules:

@@ -22,31 +22,29 @@ enters or leaves the loop.
 import asyncio
 import fnmatch
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from gateway.broker.contract import Committed, Transient
+from gateway.channel import Audience, Channel, Subscriber
+from gateway.fanout import FanOut
 from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.codec import (
     StreamPosition,
     join_push,
     leave_push,
     publication_push,
-    quote,
 )
 from gateway.protocol.codes import INTERNAL, ErrorCode
-from gateway.protocol.frames import deflated_text_frame, text_frame
+from gateway.protocol.frames import text_frame
 from gateway.protocol.subscription import Joined
 from gateway.streams import LogUnavailable, Streams
+from gateway.tails import Tails
 from metrics import instruments
 
 logger = logging.getLogger(__name__)
 
-# Publications kept in memory per channel: enough for a short loss of network without a read.
-TAIL_MAX: Final = 256
-TAIL_MAX_BYTES: Final = 64 * 1024
-TAILS_MAX_BYTES: Final = 64 * 1024 * 1024
 # Channels without subscribers whose position is still known, about 1 KB each.
 IDLE_CHANNELS_MAX: Final = 20_000
 # What one subscriber is written at once while it catches up; between two such pieces its write
@@ -55,125 +53,22 @@ CATCH_UP_BYTES: Final = 64 * 1024
 POSITIONS_AT_ONCE: Final = 1000
 LOG_RETRY_DELAY: Final = 1.0
 
-Sink = Callable[[bytes], None]
-
-
-class Subscriber(Protocol):
-    """A connection as the hub sees it."""
-
-    @property
-    def sink(self) -> Sink:
-        """Writes whole frames to the socket, without waiting; the transport's own method."""
-
-    @property
-    def deflate(self) -> bool:
-        """Whether it negotiated compressed frames."""
-
-    @property
-    def paused(self) -> bool:
-        """Whether its write buffer is over the high-water mark."""
-
-    def position_lost(self, channel: str) -> bool:
-        """What it still needs of the channel is gone. False: it doesn't mind, keep it."""
-
-
-class Audience:
-    """Subscribers who get the same frames, and the frames that wait for the end of the turn."""
-
-    __slots__ = ("deflated", "pending", "plain")
-
-    def __init__(self) -> None:
-        self.plain: dict[Subscriber, Sink] = {}
-        self.deflated: dict[Subscriber, Sink] = {}
-        self.pending: list[bytes] = []
-
-    def __len__(self) -> int:
-        return len(self.plain) + len(self.deflated)
-
-    def __contains__(self, subscriber: Subscriber) -> bool:
-        return subscriber in self.plain or subscriber in self.deflated
-
-    def add(self, subscriber: Subscriber) -> None:
-        """Let it have what is appended from now on."""
-        (self.deflated if subscriber.deflate else self.plain)[subscriber] = subscriber.sink
-
-    def remove(self, subscriber: Subscriber) -> bool:
-        """Take it out; False when it wasn't in."""
-        members = self.deflated if subscriber.deflate else self.plain
-        return members.pop(subscriber, None) is not None
-
-
-class Channel:
-    """One channel with its subscribers here. `epoch` is None until its position is known."""
-
-    __slots__ = (
-        "catching_up",
-        "epoch",
-        "listeners",
-        "live",
-        "name",
-        "name_json",
-        "options",
-        "preparing",
-        "pump",
-        "seen",
-        "skipped",
-        "tail",
-        "tail_bytes",
-        "top",
-    )
-
-    def __init__(self, name: str, options: ChannelOptions) -> None:
-        self.name = name
-        self.name_json = quote(name)
-        self.options = options
-        self.epoch: str | None = None
-        self.top = 0
-        self.seen: StreamPosition | None = None  # what passed while the position was being read
-        self.preparing = 0  # how many are about to enter
-        self.live = Audience()
-        self.listeners: Audience | None = None  # of joins and leaves
-        self.catching_up: dict[Subscriber, int] = {}
-        self.skipped: set[Subscriber] = set()
-        # The last publications without a hole up to `top`.
-        self.tail: deque[tuple[int, bytes]] = deque()
-        self.tail_bytes = 0
-        self.pump: asyncio.Task[None] | None = None
-
-    def __len__(self) -> int:
-        return len(self.live) + len(self.catching_up) + len(self.skipped)
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether frames wait for the end of the turn: whoever enters now must not get them."""
-        return bool(self.live.pending or (self.listeners is not None and self.listeners.pending))
-
-    @property
-    def logged(self) -> bool:
-        """Whether its publications have positions."""
-        return self.options.keeps_history
-
 
 class Hub:
     """The channels of this process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, compression_min_bytes: int = 256) -> None:
         self._loop = loop
-        self._compression_min_bytes = compression_min_bytes
         self._streams: Streams | None = None
         self._channels: dict[str, Channel] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
-        self._tails: OrderedDict[Channel, None] = OrderedDict()
-        self._tails_bytes = 0
-        self._dirty: list[Channel] = []
-        self._flush_due = False
-        self._flushing = False
+        self._tails = Tails()
+        self._out = FanOut(loop, compression_min_bytes, self._demote_paused)
+        # Who was paused while the fan-out looped over its audience, and its channels.
         self._paused: list[tuple[Subscriber, list[str]]] = []
-        self._committed_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._checking: asyncio.Task[None] | None = None
         self._check_again = False
-        self._deliveries = 0
         self._subscriptions = 0
         self._active = 0  # channels with subscribers
         # Read when somebody scrapes: a count that is kept anyway costs nothing that way.
@@ -194,7 +89,7 @@ class Hub:
     @property
     def has_pending(self) -> bool:
         """Whether frames wait for the end of the loop turn."""
-        return bool(self._dirty)
+        return self._out.has_pending
 
     # --- what others ask --------------------------------------------------------------------------
 
@@ -306,7 +201,7 @@ class Hub:
         """
         channel = self._open(name, options)
         if channel.has_pending:
-            self._flush()
+            self._out.flush()
         if not options.keeps_history:
             self._enter(channel, subscriber, listens)
             if subscriber.paused:
@@ -365,7 +260,7 @@ class Hub:
             return None
         if since.offset == channel.top:
             return ()
-        publications = self._from_tail(channel, since.offset)
+        publications = self._tails.after(channel, since.offset)
         if publications is None:
             page = self._streams.cached_page(channel.name, since.offset)
             if page is None or page.epoch != channel.epoch or page.until <= since.offset:
@@ -374,14 +269,6 @@ class Hub:
         if not publications or publications[0][0] != since.offset + 1:
             return None
         return _up_to(publications, channel.top)
-
-    def _from_tail(self, channel: Channel, after: int) -> Sequence[tuple[int, bytes]] | None:
-        """The tail behind an offset, None when it doesn't reach back that far."""
-        tail = channel.tail
-        if not tail or tail[0][0] > after + 1:
-            return None
-        instruments.LOG_READS.labels("tail").inc()
-        return [entry for entry in tail if entry[0] > after]
 
     def leave(self, subscriber: Subscriber, name: str) -> None:
         """Take a subscriber out of a channel."""
@@ -417,13 +304,13 @@ class Hub:
         channel = self._channels.get(name)
         if channel is not None and not len(channel) and not channel.preparing:
             del self._channels[name]
-            self._drop_tail(channel)
+            self._tails.drop(channel)
 
     def forget_tail(self, name: str) -> None:
         """Drop what memory holds of a channel whose history was removed."""
         channel = self._channels.get(name)
         if channel is not None:
-            self._drop_tail(channel)
+            self._tails.drop(channel)
 
     # --- publications in --------------------------------------------------------------------------
 
@@ -441,16 +328,15 @@ class Hub:
                 self._begin_epoch(channel, publication)
             elif offset == channel.top + 1:
                 channel.top = offset
-                self._keep_in_tail(channel, offset, publication.pub)
+                self._tails.keep(channel, offset, publication.pub)
                 if channel.live.plain or channel.live.deflated:
                     push = publication_push(channel.name_json, publication.pub)
-                    self._append(channel, channel.live, push)
+                    self._out.append(channel.live, push)
                 elif channel.catching_up:
                     self._start_pump(channel)
             elif offset > channel.top:
                 self._fall_behind(channel, offset)
-        if self._dirty and not self._committed_at:
-            self._committed_at = self._loop.time()
+        self._out.note_commit()
 
     def deliver_transient(self, publication: Transient) -> None:
         """Take a publication that isn't logged."""
@@ -462,9 +348,7 @@ class Hub:
             kind = "ephemeral" if publication.ephemeral else "transient"
             instruments.DROPS.labels(kind).inc(missed)
         if len(channel.live):
-            self._append(
-                channel, channel.live, publication_push(channel.name_json, publication.pub)
-            )
+            self._out.append(channel.live, publication_push(channel.name_json, publication.pub))
 
     def announce_join(self, name: str, info: bytes) -> None:
         """Tell a channel's listeners that somebody came; `info` is ClientInfo in JSON."""
@@ -477,47 +361,17 @@ class Hub:
     def _announce(self, name: str, info: bytes, push: Callable[[bytes, bytes], bytes]) -> None:
         channel = self._channels.get(name)
         if channel is not None and channel.listeners is not None:
-            self._append(channel, channel.listeners, push(channel.name_json, info))
-
-    def _append(self, channel: Channel, audience: Audience, push: bytes) -> None:
-        audience.pending.append(push)
-        if not self._dirty or self._dirty[-1] is not channel:
-            self._dirty.append(channel)
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
-
-    def _keep_in_tail(self, channel: Channel, offset: int, pub: bytes) -> None:
-        tail = channel.tail
-        tail.append((offset, pub))
-        size = len(pub)
-        channel.tail_bytes += size
-        self._tails_bytes += size
-        self._tails[channel] = None
-        self._tails.move_to_end(channel)
-        while len(tail) > TAIL_MAX or channel.tail_bytes > TAIL_MAX_BYTES:
-            _, oldest = tail.popleft()
-            channel.tail_bytes -= len(oldest)
-            self._tails_bytes -= len(oldest)
-        while self._tails_bytes > TAILS_MAX_BYTES:
-            self._drop_tail(next(iter(self._tails)))
-
-    def _drop_tail(self, channel: Channel) -> None:
-        if self._tails.pop(channel, self) is not self:
-            self._tails_bytes -= channel.tail_bytes
-            channel.tail.clear()
-            channel.tail_bytes = 0
+            self._out.append(channel.listeners, push(channel.name_json, info))
 
     def _fall_behind(self, channel: Channel, top: int) -> None:
         """This process missed publications: everybody catches up from the log."""
-        if self._dirty:
-            self._flush()
+        self._out.flush()
         for members in (channel.live.plain, channel.live.deflated):
             for subscriber in members:
                 channel.catching_up[subscriber] = channel.top
             members.clear()
         channel.top = top
-        self._drop_tail(channel)
+        self._tails.drop(channel)
         self._start_pump(channel)
 
     def _begin_epoch(self, channel: Channel, first: Committed) -> None:
@@ -527,11 +381,10 @@ class Hub:
 
     def _move_to(self, channel: Channel, position: StreamPosition) -> None:
         """Go on in another epoch; who follows positions learns that its own is lost."""
-        if self._dirty:
-            self._flush()
+        self._out.flush()
         channel.epoch = position.epoch
         channel.top = position.offset
-        self._drop_tail(channel)
+        self._tails.drop(channel)
         members = [*channel.catching_up, *channel.live.plain, *channel.live.deflated]
         self._lose_position(channel, members)
 
@@ -543,99 +396,22 @@ class Hub:
                 # It doesn't follow positions: let it go on with what comes.
                 channel.catching_up[subscriber] = channel.top
 
-    # --- publications out -------------------------------------------------------------------------
-
-    def _flush(self) -> None:
-        """Write what this turn of the loop has gathered."""
-        self._flush_due = False
-        if self._flushing or not self._dirty:
-            return
-        dirty, self._dirty = self._dirty, []
-        self._flushing = True
-        try:
-            batches = [
-                batch
-                for channel in dict.fromkeys(dirty)
-                for audience in (channel.live, channel.listeners)
-                if audience is not None and audience.pending
-                for batch in self._take(audience)
-            ]
-            if len(batches) == 1:
-                members, frames, count = batches[0]
-                for sink in members.values():
-                    try:
-                        sink(frames)
-                    except Exception:  # must not cost the others their message
-                        logger.exception("could not write to a subscriber")
-                self._deliveries += len(members) * count
-            else:
-                self._write_merged(batches)
-        finally:
-            self._flushing = False
-        instruments.DELIVERIES.inc(self._deliveries)
-        self._deliveries = 0
-        if self._committed_at:
-            instruments.COMMIT_TO_WRITE.observe(self._loop.time() - self._committed_at)
-            self._committed_at = 0.0
-        if self._paused:
-            paused, self._paused = self._paused, []
-            for subscriber, names in paused:
-                self._demote(subscriber, names)
-
-    def _take(self, audience: Audience) -> Iterable[tuple[Mapping[Subscriber, Sink], bytes, int]]:
-        """An audience's pending frames, joined, once for each encoding that somebody reads."""
-        pending, audience.pending = audience.pending, []
-        if audience.plain:
-            yield audience.plain, b"".join(map(text_frame, pending)), len(pending)
-        if audience.deflated:
-            yield audience.deflated, self._deflated(pending), len(pending)
-
-    def _deflated(self, pushes: Iterable[bytes]) -> bytes:
-        """Frames for those who negotiated compression; short ones stay plain, as they may."""
-        return b"".join(
-            deflated_text_frame(push)
-            if len(push) >= self._compression_min_bytes
-            else text_frame(push)
-            for push in pushes
-        )
-
-    def _write_merged(self, batches: list[tuple[Mapping[Subscriber, Sink], bytes, int]]) -> None:
-        """Write several channels' frames, once to each subscriber.
-
-        Joined once for all subscribers who get the same frames: the joins are remembered by the
-        identity of their two halves, which they keep alive.
-        """
-        merged: dict[Subscriber, bytes] = {}
-        joins: dict[tuple[int, int], bytes] = {}
-        for members, frames, count in batches:
-            self._deliveries += len(members) * count
-            for subscriber in members:
-                earlier = merged.get(subscriber)
-                if earlier is None:
-                    merged[subscriber] = frames
-                    continue
-                halves = (id(earlier), id(frames))
-                joined = joins.get(halves)
-                if joined is None:
-                    joined = joins[halves] = earlier + frames
-                merged[subscriber] = joined
-        for subscriber, frames in merged.items():
-            try:
-                subscriber.sink(frames)
-            except Exception:  # must not cost the others their message
-                logger.exception("could not write to a subscriber")
-
     # --- slow readers -----------------------------------------------------------------------------
 
     def writing_paused(self, subscriber: Subscriber, names: Iterable[str]) -> None:
         """A subscriber's socket is over its high-water mark: nothing more is written to it."""
-        if self._flushing:
+        if self._out.flushing:
             # Called from inside the loop over the sinks; it must not change under the loop.
             self._paused.append((subscriber, list(names)))
             return
-        if self._dirty:
-            self._flush()
+        self._out.flush()
         self._demote(subscriber, names)
+
+    def _demote_paused(self) -> None:
+        if self._paused:
+            paused, self._paused = self._paused, []
+            for subscriber, names in paused:
+                self._demote(subscriber, names)
 
     def _demote(self, subscriber: Subscriber, names: Iterable[str]) -> None:
         for name in names:
@@ -683,8 +459,7 @@ class Hub:
         while True:
             # Let the replies out that were queued in the turn in which somebody was placed here.
             await asyncio.sleep(0)
-            if self._dirty:
-                self._flush()
+            self._out.flush()
             followers: dict[int, list[Subscriber]] = {}
             for subscriber, at in channel.catching_up.items():
                 if not subscriber.paused:
@@ -713,7 +488,7 @@ class Hub:
 
     async def _read_after(self, channel: Channel, after: int) -> Sequence[tuple[int, bytes]]:
         assert self._streams is not None
-        publications = self._from_tail(channel, after)
+        publications = self._tails.after(channel, after)
         if publications is None:
             # What the tail holds need not be read.
             until = channel.tail[0][0] - 1 if channel.tail else channel.top
@@ -750,17 +525,16 @@ class Hub:
                     break
                 if subscriber.deflate:
                     if last not in deflated:
-                        deflated[last] = self._deflated(pushes)
+                        deflated[last] = self._out.deflated(pushes)
                     frames = deflated[last]
                 try:
                     subscriber.sink(frames)
                 except Exception:  # must not cost the others their message
                     logger.exception("could not write to a subscriber")
-                self._deliveries += len(pushes)
+                self._out.delivered += len(pushes)
                 position = last
             channel.catching_up[subscriber] = position
-        if self._dirty:
-            self._flush()
+        self._out.flush()
         for subscriber in followers:
             if channel.catching_up.get(subscriber) == channel.top and not subscriber.paused:
                 del channel.catching_up[subscriber]

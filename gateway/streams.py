@@ -165,6 +165,11 @@ class Streams:
         """Publications that wait for a commit."""
         return len(self._queue)
 
+    @property
+    def queued_bytes(self) -> int:
+        """The size of their payloads."""
+        return self._queue_bytes
+
     def append(self, publishing: Publishing, done: Done) -> None:
         """Commit a publication. `done` is called with its place, once it is durable, or an error.
 
@@ -227,16 +232,19 @@ class Streams:
                 await self._wakeup.wait()
                 continue
             batch = self._take_batch()
-            instruments.PUBLISH_QUEUE.set(len(self._queue))
-            instruments.PUBLISH_QUEUE_BYTES.set(self._queue_bytes)
             try:
-                await self._commit(batch)
+                may_go_on = await self._commit(batch)
             except asyncio.CancelledError:
                 self._give_up(batch)
                 raise
+            if not may_go_on:
+                return
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
-        """Write one batch and tell everybody, trying for as long as its publishers have time."""
+    async def _commit(self, batch: list[_Waiting]) -> bool:
+        """Write one batch and tell everybody, trying for as long as its publishers have time.
+
+        False when there can be no further batch, because this one is in doubt at the end.
+        """
         number = self._batch + 1
         timeout = self._limits.publish_timeout
         deadline = max(batch[0].queued_at + timeout, time.monotonic() + timeout * COMMIT_SHARE)
@@ -258,16 +266,18 @@ class Streams:
             instruments.COMMIT_RETRIES.inc()
             if time.monotonic() + delay >= deadline:
                 self._give_up(batch)
-                await self._use_up(number)
+                if not await self._use_up(number):
+                    return False
                 self._batch = number
                 self._on_doubt()
-                return
+                return True
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_MAX)
         self._batch = number
         self._announce(batch, places, published_at)
         if doubt:
             self._on_doubt()
+        return True
 
     def _give_up(self, batch: list[_Waiting]) -> None:
         """Answer everybody in a batch with an error, if that hasn't been done yet."""
@@ -281,21 +291,25 @@ class Streams:
         except Exception:
             logger.exception("could not answer a publisher")
 
-    async def _use_up(self, number: int) -> None:
-        """Make sure that a batch which was given up can never be written, however long it takes."""
+    async def _use_up(self, number: int) -> bool:
+        """Make sure that a batch which was given up can never be written, however long it takes.
+
+        False when stopping: then there is no next batch, and the last one may end as it likes.
+        """
         delay = RETRY_MIN
         logger.warning("gave a batch up; waiting for the database")
-        while True:
+        while not self._stopping:
             try:
                 async with self._database.connection(self._limits.publish_timeout) as connection:
                     await log.use_up(connection, self._node, number)
                 logger.info("the database answers again")
-                return
+                return True
             except Exception as error:
                 if not is_unavailable(error):
                     logger.exception("could not fence a batch")
             await asyncio.sleep(delay)
             delay = min(delay * 2, RETRY_MAX)
+        return False
 
     async def _write(
         self,

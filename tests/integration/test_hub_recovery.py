@@ -16,7 +16,8 @@ import pytest
 
 from gateway import hub as hub_module
 from gateway.broker.memory import MemoryBroker
-from gateway.hub import Hub, Sink
+from gateway.channel import Sink
+from gateway.hub import Hub
 from gateway.protocol.actions import Published, Publishing
 from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.codec import StreamPosition
