@@ -35,9 +35,9 @@ expiry_grace = {EXPIRY_GRACE}
 """
 
 
-def in_two_seconds() -> int:
-    """The end of a token that is good for one second at least."""
-    return int(time.time()) + 2
+def soon() -> float:
+    """The end of a token that is good for a little more than a second."""
+    return time.time() + 1.2
 
 
 async def connect(sdk: SDK, server: ServerProcess, user: str = "alice", **claims: Any) -> SDKClient:
@@ -271,7 +271,7 @@ class SDKBehaviour:
         self, sdk: SDK, server: ServerProcess, room: str
     ) -> None:
         refreshes = await counted(server, "commands_total", {"method": "refresh"})
-        end = in_two_seconds()
+        end = soon()
         client = await sdk.client(server.ws_url, tokens=[mint("alice", exp=end), mint("alice")])
         await client.connect()
         await client.events.take("token", 2)
@@ -308,7 +308,7 @@ class SDKBehaviour:
         channel = f"$chat:{secrets.token_hex(4)}"
         refreshes = await counted(server, "commands_total", {"method": "sub_refresh"})
         alice = await connect(sdk, server)
-        end = in_two_seconds()
+        end = soon()
         tokens = [mint("alice", channel=channel, exp=end), mint("alice", channel=channel)]
         subscription = await subscribe(alice, channel, tokens=tokens)
         await subscription.events.take("token", 2)
