@@ -24,8 +24,10 @@ class Owner:
         self.deadline = deadline
         self.then = then
         self.ran: list[float] = []
+        self.looks = 0
 
     def next_deadline(self) -> float:
+        self.looks += 1
         return self.deadline
 
     def tick(self, now: float) -> None:
@@ -121,6 +123,23 @@ def test_the_place_that_an_earlier_deadline_left_behind_does_nothing(
     loop.advance(100)
 
     assert owner.ran == [START + 2, START + 60]
+
+
+def test_an_owner_is_not_looked_at_before_its_tick(loop: FakeLoop, wheel: Wheel) -> None:
+    """Ten thousand owners cost nothing while none of them has anything to do."""
+    moved = Owner(START + 60.1)
+    wheel.add(moved)
+    moved.deadline = START + 2
+    moved.then = lambda: START + 100.1 if len(moved.ran) == 1 else inf
+    wheel.add(moved)
+    loop.advance(2)
+    looks = moved.looks
+
+    loop.advance(98)
+    assert moved.looks == looks
+    loop.advance(TICK)
+
+    assert moved.ran == [START + 2, START + 100.25]
 
 
 def test_a_postponed_deadline_needs_no_call(loop: FakeLoop, wheel: Wheel) -> None:
