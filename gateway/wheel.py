@@ -81,9 +81,10 @@ class Wheel:
         now = self._loop.time()
         if self._on_lag is not None:
             self._on_lag(now - (self._start + (self._tick + 1) * TICK))
-        while self._start + (self._tick + 1) * TICK <= now:
+        while self._timer is not None and self._start + (self._tick + 1) * TICK <= now:
             self._run(self._tick + 1, now)
-        self._arm()
+        if self._timer is not None:  # stopped by what was due
+            self._arm()
 
     def _run(self, tick: int, now: float) -> None:
         slot = tick % SLOTS
