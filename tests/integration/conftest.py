@@ -22,23 +22,30 @@ StartServer = Callable[..., ServerProcess]
 def start_server(
     cluster: Cluster, template_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[StartServer]:
-    """Starts a gateway, `start_server(config, GATEWAY_…="…")`, which ends with the module."""
+    """Starts a gateway, `start_server(config, GATEWAY_…="…")`, which ends with the module.
+
+    Whatever clients did to it: an error in its log is an error of the module's last test.
+    """
     cluster.start()
+    servers: list[ServerProcess] = []
     with ExitStack() as stack:
 
         def start(config: str = DEFAULT_CONFIG, **environment: str) -> ServerProcess:
             database = cluster.create_database(template=template_database)
             stack.callback(cluster.drop_database, database)
-            return stack.enter_context(
-                ServerProcess(
-                    tmp_path_factory.mktemp("gateway"),
-                    database_url=cluster.url(database),
-                    config=config,
-                    environment=environment,
-                )
+            server = ServerProcess(
+                tmp_path_factory.mktemp("gateway"),
+                database_url=cluster.url(database),
+                config=config,
+                environment=environment,
             )
+            servers.append(server)
+            return stack.enter_context(server)
 
         yield start
+    for server in servers:
+        lines = server.log().splitlines()
+        assert [line for line in lines if '"level": "error"' in line] == []
 
 
 @pytest.fixture

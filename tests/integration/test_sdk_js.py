@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.scrape import api
-from tests.support.sdk import Publication
+from tests.support.sdk import Publication, SDKError
 from tests.support.sdk_behaviour import CONFIG, SDKBehaviour, connect, publish, subscribe
 from tests.support.sdk_js import Node, node_process
 from tests.support.server import ServerProcess, mint
@@ -51,6 +51,17 @@ class TestJavaScript(SDKBehaviour):
         # An ephemeral one moved nobody's position.
         await publish(server, room, [3])
         assert await subscription.events.next("publication") == Publication(3, 3)
+
+    async def test_a_message_that_is_too_large_is_final(
+        self, sdk: Node, server: ServerProcess, room: str
+    ) -> None:
+        """To send it again and again would help nobody."""
+        alice = await connect(sdk, server)
+        with pytest.raises(SDKError):
+            await alice.publish(room, "x" * 70_000)
+
+        reason = "message size limit exceeded"
+        assert (await alice.events.next("disconnected")).reason == reason
 
     async def test_raw_commands_are_told_which_publications_are_gone(
         self, sdk: Node, server: ServerProcess, room: str

@@ -6,7 +6,7 @@ A test module makes a class of `SDKBehaviour` and two fixtures, `sdk` and `serve
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class SDKBehaviour:
     """The tests."""
 
     @pytest.fixture
+    def compressing_server(self, start_server: Callable[..., ServerProcess]) -> ServerProcess:
+        """A server that negotiates compression, as these SDKs' sockets offer it."""
+        return start_server(CONFIG, GATEWAY_COMPRESSION="true")
+
+    @pytest.fixture
     def own_server(self, database_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
         """A server that a test may kill."""
         with ServerProcess(tmp_path, database_url=database_url, config=CONFIG) as server:
@@ -115,6 +120,17 @@ class SDKBehaviour:
             assert second.info.user == "bob"
             assert third == Publication("from a server", 3, None, {"kind": "news"})
             assert (first.offset, second.offset) == (1, 2)
+
+    async def test_it_reads_what_the_server_compressed(
+        self, sdk: SDK, compressing_server: ServerProcess, room: str
+    ) -> None:
+        subscription = await subscribe(await connect(sdk, compressing_server), room)
+        long_text = "a long text that compresses well, " * 50
+        await subscription.publish(long_text)
+        await subscription.publish("short")
+
+        received = await subscription.events.take("publication", 2)
+        assert [publication.data for publication in received] == [long_text, "short"]
 
     async def test_a_subscription_says_where_it_begins(
         self, sdk: SDK, server: ServerProcess, room: str
