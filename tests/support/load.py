@@ -1,4 +1,7 @@
-"""Publishers that go on through every failure, and an audit of the log by what they were told."""
+"""Publishers and subscribers that go on through every failure, and an audit of what they were told.
+
+`Load` publishes, `Audience` subscribes; `check_log` holds the log against both.
+"""
 
 import asyncio
 import random
@@ -9,7 +12,8 @@ import asyncpg
 import orjson
 
 from tests.support.server import mint
-from tests.support.ws import DEADLINE, Client, CommandError, ConnectionLost
+from tests.support.waiting import until
+from tests.support.ws import DEADLINE, Client, CommandError, ConnectionLost, Feed
 
 RETRY_DELAY: Final = 0.02
 """Seconds until a publisher tries again that was refused or has no connection."""
@@ -27,8 +31,8 @@ class Load:
     """Publishers of numbered messages. `async with Load(…) as load:` runs them.
 
     Each has `outstanding` publishes under way at any time, in `channels` drawn by `seed`. Messages
-    are `{"id": "<number>"}` with `padding_bytes` more. With `keyed` each has its id as idempotency
-    key and is tried until it is acknowledged; otherwise it is tried once.
+    are `{"id": "<name><number>"}` with `padding_bytes` more. With `keyed` each has its id as
+    idempotency key and is tried until it is acknowledged; otherwise it is tried once.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Load:
         outstanding: int = 25,
         keyed: bool = False,
         padding_bytes: int = 0,
+        name: str = "",
         seed: int = 0,
     ) -> None:
         self.acknowledged: dict[str, Place] = {}
@@ -49,10 +54,11 @@ class Load:
         self.in_doubt: set[str] = set()
         """Those whose connection broke before there was a reply. Not keyed only."""
         self.begun = 0
-        """How many messages were sent; their ids count from 1."""
+        """How many messages were sent; their numbers count from 1."""
         self.slowest = 0.0
         """The longest time in seconds that a reply took, good or bad."""
         self.keyed = keyed
+        self.name = name
         self._url = url
         self._channels = channels
         self._padding = "x" * padding_bytes
@@ -103,8 +109,8 @@ class Load:
     async def _publish(self, connection: "_Connection") -> None:
         while not self._stopping:
             self.begun += 1
-            name = str(self.begun)
-            await self._publish_one(connection, self._random.choice(self._channels), name)
+            channel = self._random.choice(self._channels)
+            await self._publish_one(connection, channel, f"{self.name}{self.begun}")
 
     async def _publish_one(self, connection: "_Connection", channel: str, name: str) -> None:
         data = {"id": name} | ({"padding": self._padding} if self._padding else {})
@@ -136,8 +142,58 @@ class Load:
             self._changed.notify_all()
 
 
+class Audience:
+    """Subscribers of all these channels from their beginning. `async with Audience(…):` runs them.
+
+    They come back whenever their connection has broken, and recover.
+    """
+
+    def __init__(self, url: str, channels: Sequence[str], *, count: int = 2) -> None:
+        self.feeds = [
+            [Feed(channel, from_start=True) for channel in channels] for _ in range(count)
+        ]
+        """What each of them has got, by channel."""
+        self.refusals = 0
+        """How many subscribe commands were refused, for a moment."""
+        self._connections = [_Connection(url, f"subscriber-{number}") for number in range(count)]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        for connection, feeds in zip(self._connections, self.feeds, strict=True):
+            self._tasks.append(asyncio.create_task(self._follow(connection, feeds)))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in self._connections:
+            await connection.close()
+
+    async def _follow(self, connection: "_Connection", feeds: Sequence[Feed]) -> None:
+        while True:
+            client = await connection.client()
+            for feed in feeds:
+                await self._subscribe(client, feed)
+            await client.wait_ended(deadline=3600)
+
+    async def _subscribe(self, client: Client, feed: Feed) -> None:
+        while True:
+            try:
+                await client.follow(feed)
+            except CommandError as error:
+                if not error.temporary:
+                    raise
+                self.refusals += 1
+                await asyncio.sleep(RETRY_DELAY)
+            except ConnectionLost:
+                return
+            else:
+                return
+
+
 class _Connection:
-    """A publisher's connection, made again whenever it has broken."""
+    """A connection that is made again whenever it has broken."""
 
     def __init__(self, url: str, user: str) -> None:
         self._url = url
@@ -160,14 +216,15 @@ class _Connection:
             await self._client.close()
 
 
-async def check_log(database_url: str, load: Load) -> int:
-    """Hold the log against what publishers were told; gives the number of messages in it.
+async def check_log(database_url: str, *loads: Load, audience: Audience | None = None) -> int:
+    """Hold the log against what everybody was told; gives the number of messages in it.
 
     * Offsets of each channel are 1, 2, 3, … up to its top.
     * No message is there twice.
     * Every acknowledged one is where the reply said, in the epoch that it named.
     * Of those refused as too many, and of those never sent, there is none.
     * All messages with keys are there, once the load has been stopped.
+    * Every subscriber gets to see all of it, each message once and in order.
     """
     connection = await asyncpg.connect(database_url)
     try:
@@ -190,16 +247,38 @@ async def check_log(database_url: str, load: Load) -> int:
     assert not twice, f"stored twice: {twice[:10]}"
     for channel, top in tops.items():
         assert offsets[channel] == list(range(1, top + 1)), f"a gap in {channel}"
-    lost = [
-        (name, place, places.get(name))
-        for name, place in load.acknowledged.items()
-        if places.get(name) != place
-    ]
-    assert not lost, f"acknowledged, but not there: {lost[:10]}"
-    refused = [name for name, code in load.refused.items() if code == 111 and name in places]
-    assert not refused, f"refused, but there: {refused[:10]}"
-    sent = {str(number) for number in range(1, load.begun + 1)}
-    assert places.keys() <= sent
-    if load.keyed:
-        assert places.keys() == sent, f"never stored: {sorted(sent - places.keys())[:10]}"
+    if audience is not None:
+        await _check_audience(audience, tops, rows)
+    sent: set[str] = set()
+    for load in loads:
+        mine = {f"{load.name}{number}" for number in range(1, load.begun + 1)}
+        sent |= mine
+        lost = [
+            (name, place, places.get(name))
+            for name, place in load.acknowledged.items()
+            if places.get(name) != place
+        ]
+        assert not lost, f"acknowledged, but not there: {lost[:10]}"
+        refused = [name for name, code in load.refused.items() if code == 111 and name in places]
+        assert not refused, f"refused, but there: {refused[:10]}"
+        if load.keyed:
+            assert mine <= places.keys(), f"never stored: {sorted(mine - places.keys())[:10]}"
+    assert places.keys() <= sent, f"never sent: {sorted(places.keys() - sent)[:10]}"
     return len(places)
+
+
+async def _check_audience(audience: Audience, tops: dict[str, int], rows: Sequence[Any]) -> None:
+    feeds = [feed for feeds in audience.feeds for feed in feeds]
+    try:
+        await until(lambda: all(feed.offset >= tops.get(feed.channel, 0) for feed in feeds))
+    except TimeoutError:
+        behind = [(feed.channel, feed.offset, tops.get(feed.channel, 0)) for feed in feeds]
+        raise AssertionError(f"they are at, of: {behind}") from None
+    for feed in feeds:
+        assert not feed.faults, f"{feed.channel}: {feed.faults[:10]}"
+        stored = [
+            (offset, orjson.loads(data))
+            for channel, offset, _, data in rows
+            if channel == feed.channel
+        ]
+        assert feed.received == stored, f"{feed.channel} was seen otherwise than it is stored"

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import orjson
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
+from websockets.protocol import State
 from websockets.uri import parse_uri
 
 DEADLINE: Final = 20.0
@@ -169,7 +170,7 @@ class Client(asyncio.Protocol):
             future.set_exception(self.ended)
             return future
         self._commands[self._id] = future, method
-        self._send({"id": self._id, method: request})
+        self._send({"id": self._id, method: request})  # if the end is near, it answers
         return future
 
     def publish(
@@ -219,7 +220,7 @@ class Client(asyncio.Protocol):
 
     async def close(self) -> None:
         """Say goodbye and wait for the answer."""
-        if self.ended is None:
+        if self._websocket.state is State.OPEN:
             self._websocket.send_close(1000, "done")
             self._flush()
         await self.wait_ended()
@@ -274,8 +275,9 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def _send(self, message: object) -> None:
-        self._websocket.send_text(orjson.dumps(message))
-        self._flush()
+        if self._websocket.state is State.OPEN:
+            self._websocket.send_text(orjson.dumps(message))
+            self._flush()
 
     def _look(self) -> None:
         for condition, future in self._conditions:
