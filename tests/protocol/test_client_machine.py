@@ -55,7 +55,7 @@ AFTER: Final = {
     Phase.CLOSED: {Phase.CLOSED},
 }
 ERRORS_OF: Final = {
-    "connect": {100, 109, 110},
+    "connect": {100, 109, 110, 111},
     "subscribe": {100, 102, 103, 105, 106, 107, 108, 109, 111, 112},
     "unsubscribe": {111},
     "publish": {100, 102, 103, 107, 108, 111},
@@ -65,6 +65,7 @@ ERRORS_OF: Final = {
     "rpc": {100, 111},
     "refresh": {100, 110, 111},
     "sub_refresh": {100, 103, 107, 109, 110, 111},
+    "send": {111},
     "ping": {111},
 }
 
@@ -86,20 +87,17 @@ commands = st.one_of(
     subscribes.map(lambda request: ("subscribe", request)),
     subscribes.map(lambda request: ("subscribe", request)),
     names.map(lambda name: ("unsubscribe", {"channel": name})),
-    st.tuples(
-        st.just("publish"),
-        st.fixed_dictionaries({"channel": names}, optional={"data": st.integers()}),
-    ),
+    names.map(lambda name: ("publish", {"channel": name, "data": 1})),
     st.tuples(
         st.sampled_from(["presence", "presence_stats", "history"]),
-        names.map(lambda name: {"channel": name}),
+        st.sampled_from(NAMES[1:5]).map(lambda name: {"channel": name}),
     ),
     st.tuples(st.just("sub_refresh"), st.fixed_dictionaries({"channel": names, "token": tokens})),
     st.sampled_from([("rpc", {"method": "x"}), ("refresh", {"token": "t"}), ("ping", {})]),
 )
 rare_commands = st.sampled_from(["connect", "send", "refresh"])
 server_subscriptions = st.dictionaries(
-    st.sampled_from(NAMES[:6]), st.just(ServerSubscription()), max_size=2
+    st.sampled_from(NAMES[:6]), st.just(ServerSubscription()), max_size=1
 )
 
 
@@ -133,24 +131,76 @@ class ClientMachine(RuleBasedStateMachine):
 
     @initialize(
         token=st.sampled_from(["", "t", "t"]),
-        subs=st.dictionaries(names, st.just({"recover": True, "flag": 2}), max_size=4),
-        granted=st.none() | server_subscriptions,
+        subs=st.sampled_from([1, 2, 5]).flatmap(
+            lambda size: st.dictionaries(
+                names, st.just({"recover": True, "flag": 2}), max_size=size
+            )
+        ),
+        unrecoverable=names,
+        granted=server_subscriptions,
+        prompt=st.integers(0, 4),
         behind=st.lists(commands, max_size=3),
     )
     def connect(
         self,
         token: str,
         subs: dict[str, Any],
-        granted: dict[str, ServerSubscription] | None,
+        unrecoverable: str,
+        granted: dict[str, ServerSubscription],
+        prompt: int,
         behind: list[Any],
     ) -> None:
+        self.world.joins[unrecoverable] = None
         self.say(("connect", {"token": token, "subs": subs}), *behind)
-        if token and granted is not None:
+        if prompt and token:
             self.world.question("connect token").answer(connect_grant("alice", subs=granted))
+        if prompt > 1:
+            self.answer_everything()
 
-    @rule(commands=st.lists(commands, min_size=1, max_size=3))
-    def say_commands(self, commands: list[tuple[str, dict[str, Any]]]) -> None:
+    @rule(
+        commands=st.lists(commands, min_size=1, max_size=5), prompt=st.sampled_from([True, False])
+    )
+    def say_commands(self, commands: list[tuple[str, dict[str, Any]]], prompt: bool) -> None:
         self.say(*commands)
+        if prompt:
+            self.answer_everything()
+
+    @rule(first=names, then=names)
+    def subscribe_and_think_better_of_it(self, first: str, then: str) -> None:
+        self.say(
+            ("subscribe", {"channel": first}),
+            ("unsubscribe", {"channel": first}),
+            ("subscribe", {"channel": then}),
+        )
+
+    @precondition(lambda self: self.world.inside)
+    @rule(data=st.data())
+    def refresh_and_think_better_of_it(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(list(self.world.inside)))
+        self.say(
+            ("sub_refresh", {"channel": name, "token": "own"}), ("unsubscribe", {"channel": name})
+        )
+
+    @rule(method=st.sampled_from(["publish", "presence", "history", "rpc"]))
+    def say_too_much_at_once(self, method: str) -> None:
+        request = {"channel": "log:a", "data": 1} if method != "rpc" else {"method": "x"}
+        self.say(*[(method, request)] * (IN_FLIGHT_MAX + 2))
+
+    def answer_everything(self) -> None:
+        """With success, the last question first."""
+        while self.world.questions:
+            question = self.world.questions[-1]
+            if question.kind == "connect token":
+                question.answer(connect_grant(self.world.client.user))
+            elif question.kind == "subscribe token":
+                channel = next(iter(self.world.client.subscriptions), "open:a")
+                question.answer(subscribe_grant(channel, self.world.client.user))
+            elif question.kind == "prepare":
+                question.answer(None)
+            elif question.kind == "publish":
+                question.answer(Published(5, "e"))
+            else:
+                question.answer(b"{}")
 
     @precondition(lambda self: self.turns > LATE)
     @rule(method=rare_commands)
@@ -222,8 +272,10 @@ class ClientMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def a_position_is_lost(self, data: st.DataObject) -> None:
-        if self.world.inside:
-            name = data.draw(st.sampled_from(sorted(self.world.inside)))
+        late = self.turns > LATE
+        there = [name for name, one in self.world.inside.items() if late or not one.server_side]
+        if there:
+            name = data.draw(st.sampled_from(there))
             self.world.client.lose_position(name, UNSUBSCRIBED_INSUFFICIENT)
 
     @rule(lifetime=st.sampled_from([None, 60.0]))
@@ -289,24 +341,26 @@ class ClientMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """In the end everything is answered, and a client that is still there has all replies."""
         try:
-            while self.world.questions:
-                question = self.world.questions[0]
-                if question.kind == "connect token":
-                    question.answer(connect_grant("alice"))
-                elif question.kind == "subscribe token":
-                    question.answer(subscribe_grant(question.subject, "alice"))
-                else:
-                    question.answer(INTERNAL)
+            self.answer_everything()
             self.each_command_gets_one_reply_at_most()
             self.phases_follow_the_diagram()
             assert self.phase is not Phase.CONNECTING
             if self.phase is Phase.CONNECTED:
                 assert self.unanswered == {}
+                self.nothing_is_held_up()
                 self.world.client.closed()
             assert self.world.inside == {}
         finally:
             self._patch.undo()
 
+    def nothing_is_held_up(self) -> None:
+        """Once all is answered, as many commands may be in flight as at first."""
+        self.world.now += 100.0  # and none is refused for its rate
+        self.say(*[("rpc", {"method": "x"})] * (IN_FLIGHT_MAX + 1))
+        assert len(self.world.questions) == IN_FLIGHT_MAX
+        assert [reply["error"]["code"] for reply in self.world.take_sent()] == [111]
 
-TestClientMachine = ClientMachine.TestCase
-TestClientMachine.settings = settings(REPEATABLE, max_examples=200, stateful_step_count=40)
+
+# When it fails, finding the shortest way to fail takes its time.
+TestClientMachine = pytest.mark.timeout(600)(ClientMachine.TestCase)
+TestClientMachine.settings = settings(REPEATABLE, max_examples=200, stateful_step_count=50)
