@@ -354,7 +354,8 @@ class Client:
         result = codec.connect_result(
             client=self.id,
             version=rules.version,
-            ping=int(rules.ping_interval) if protocol_pings else 0,
+            # Whole seconds on the wire; a client allows ten more before it calls silence a loss.
+            ping=max(1, int(rules.ping_interval)) if protocol_pings else 0,
             pong=protocol_pings,
             ttl=_seconds_left(self._expires_at, now),
             subs=results,
