@@ -255,14 +255,18 @@ class World:
         self, token: str, answer: Callable[[ConnectGrant | TokenError, float], None]
     ) -> None:
         """See `Actions`."""
-        default = self.tokens.get(token, TokenInvalid("unknown"))
+        default = self.tokens.get(token)
+        if not isinstance(default, ConnectGrant | TokenError):
+            default = TokenInvalid("unknown")
         self._ask("connect token", token, None, lambda grant: answer(grant, self.now), default)
 
     def verify_subscribe(
         self, token: str, answer: Callable[[SubscribeGrant | TokenError, float], None]
     ) -> None:
         """See `Actions`."""
-        default = self.tokens.get(token, TokenInvalid("unknown"))
+        default = self.tokens.get(token)
+        if not isinstance(default, SubscribeGrant | TokenError):
+            default = TokenInvalid("unknown")
         self._ask("subscribe token", token, None, lambda grant: answer(grant, self.now), default)
 
     def register(self) -> Disconnect | None:

@@ -6,7 +6,7 @@ from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.client import Phase
 from gateway.protocol.codes import INTERNAL, NO_PONG, SHUTDOWN
 from gateway.protocol.subscription import Joined, Subscription
-from tests.support.recording import START, World, connect_grant, make_rules
+from tests.support.recording import START, World, connect_grant, make_rules, subscribe_grant
 
 
 def test_questions_are_answered_at_once_or_when_the_test_says_so() -> None:
@@ -100,3 +100,11 @@ def test_what_was_sent_can_be_taken_in_portions() -> None:
     assert world.take_sent() == []
     assert world.ask("ping") == {"ping": {}}
     assert world.client.phase is Phase.CONNECTED
+
+
+def test_a_token_of_one_kind_is_invalid_as_the_other() -> None:
+    world = World(tokens={"s": subscribe_grant("open:a"), "t": connect_grant("")})
+    world.connect(token="t")
+
+    assert world.ask("subscribe", channel="open:a", token="t")["error"]["code"] == 103
+    assert world.subscribe("open:a", token="s") == {}
