@@ -1,325 +1,293 @@
-"""Deadlines are met by the clock: never early, at most a tick late, whatever the others do."""
+"""One timer for everybody: deadlines are met never early, and at most a tick late."""
 
+import gc
+import itertools
+import logging
+import random
 import weakref
 from collections.abc import Callable
-from math import inf
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gateway.wheel import SLOTS, TICK, Wheel
-from tests.support.fake_loop import FakeLoop
-from tests.support.fuzzing import REPEATABLE
+from tests.support.clock import ManualLoop, manual_loop
 
-START = 1000.0
+NEVER = float("inf")
 SPAN = SLOTS * TICK
 
 
-class Owner:
-    """Has one deadline at a time, and notes when it was told that it passed."""
+class Timed:
+    """Notes when it is called. `then` sets the next deadline; by itself there is none."""
 
-    def __init__(self, deadline: float, then: Callable[[], float] = lambda: inf) -> None:
+    def __init__(
+        self, loop: ManualLoop, deadline: float, then: Callable[["Timed"], None] | None = None
+    ) -> None:
         self.wheel_tick = 0
         self.deadline = deadline
-        self.then = then
-        self.ran: list[float] = []
-        self.looks = 0
+        self.called: list[float] = []
+        self._loop = loop
+        self._then = then
 
     def next_deadline(self) -> float:
-        self.looks += 1
         return self.deadline
 
     def tick(self, now: float) -> None:
-        self.ran.append(now)
-        self.deadline = inf
-        self.deadline = self.then()
-
-
-def fail() -> float:
-    raise RuntimeError("the owner is broken")
-
-
-@pytest.fixture
-def loop() -> FakeLoop:
-    return FakeLoop(START)
+        assert now == self._loop.time()
+        assert now >= self.deadline, "early"
+        self.called.append(now)
+        self.deadline = NEVER
+        if self._then is not None:
+            self._then(self)
 
 
 @pytest.fixture
-def wheel(loop: FakeLoop) -> Wheel:
+def loop() -> ManualLoop:
+    # Neither a whole number of ticks nor of anything: as loops' clocks are.
+    return manual_loop(12345.678)
+
+
+@pytest.fixture
+def wheel(loop: ManualLoop) -> Wheel:
     wheel = Wheel(loop)
     wheel.start()
     return wheel
 
 
-@given(
-    st.floats(0, 1_000_000),
-    st.lists(st.floats(0, 1.5 * SPAN), min_size=1, max_size=20),
+def added(wheel: Wheel, loop: ManualLoop, delay: float) -> Timed:
+    timed = Timed(loop, loop.time() + delay)
+    wheel.add(timed)
+    return timed
+
+
+@pytest.mark.parametrize(
+    "delay", [0.001, 0.1, TICK, TICK + 0.001, 1.0, 7.3, 25.0, SPAN - TICK, SPAN, SPAN * 2.5, 5000.0]
 )
-@settings(REPEATABLE, max_examples=50)
-def test_no_deadline_is_met_early_or_more_than_a_tick_late(
-    start: float, delays: list[float]
+def test_a_deadline_is_met_never_early_and_at_most_a_tick_late(
+    wheel: Wheel, loop: ManualLoop, delay: float
 ) -> None:
-    loop = FakeLoop(start)
-    wheel = Wheel(loop)
-    wheel.start()
-    owners = [Owner(start + delay) for delay in delays]
-    deadlines = [owner.deadline for owner in owners]
-    for owner in owners:
-        wheel.add(owner)
+    timed = added(wheel, loop, delay)
+    loop.advance(delay + 2 * TICK)
 
-    loop.advance(1.5 * SPAN + 2 * TICK)
-
-    for owner, deadline in zip(owners, deadlines, strict=True):
-        (ran,) = owner.ran
-        # What is above a tick is rounding: the clock has no finer steps so far from zero.
-        assert deadline <= ran <= deadline + TICK + 1e-6
+    (moment,) = timed.called
+    assert 0 <= moment - timed._loop.time() + 2 * TICK <= TICK + 1e-6
 
 
-def test_a_deadline_on_a_tick_is_met_on_that_tick(loop: FakeLoop, wheel: Wheel) -> None:
-    owner = Owner(START + 8 * TICK)
-    wheel.add(owner)
+def test_many_deadlines_are_each_met(wheel: Wheel, loop: ManualLoop) -> None:
+    numbers = random.Random(1)
+    start = loop.time()
+    deadlines = [numbers.expovariate(1 / 40) for _ in range(2000)]
+    everybody = [added(wheel, loop, delay) for delay in deadlines]
+    loop.advance(max(deadlines) + TICK)
 
-    loop.advance(8 * TICK)
+    for timed, delay in zip(everybody, deadlines, strict=True):
+        (moment,) = timed.called
+        assert 0 <= moment - (start + delay) <= TICK + 1e-6
 
-    assert owner.ran == [START + 8 * TICK]
 
-
-def test_a_deadline_that_has_passed_already_is_met_with_the_next_tick(
-    loop: FakeLoop, wheel: Wheel
+def test_a_deadline_that_is_added_between_two_ticks_is_met_too(
+    wheel: Wheel, loop: ManualLoop
 ) -> None:
-    loop.advance(100.1)
-    owner = Owner(START + 3)
+    loop.advance(TICK * 10.5)
+    due_soon, overdue = added(wheel, loop, TICK / 4), added(wheel, loop, -5.0)
+    loop.advance(TICK / 2)
 
-    wheel.add(owner)
-    assert owner.ran == []
-    loop.advance(TICK)
-
-    assert owner.ran == [START + 100.25]
+    assert len(due_soon.called) == 1
+    assert len(overdue.called) == 1
 
 
-def test_a_deadline_may_move_earlier(loop: FakeLoop, wheel: Wheel) -> None:
-    owner = Owner(START + 60)
-    wheel.add(owner)
-    loop.advance(1)
+def test_a_deadline_that_was_postponed_needs_no_call(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = added(wheel, loop, 5.0)
+    for _ in range(10):
+        loop.advance(4.0)
+        timed.deadline = loop.time() + 5.0
+    assert timed.called == []
 
-    owner.deadline = START + 2
-    wheel.add(owner)
-    loop.advance(100)
-
-    assert owner.ran == [START + 2]
+    loop.advance(5.0 + TICK)
+    assert len(timed.called) == 1
 
 
-def test_the_place_that_an_earlier_deadline_left_behind_does_nothing(
-    loop: FakeLoop, wheel: Wheel
+def test_a_deadline_that_came_nearer_needs_one(wheel: Wheel, loop: ManualLoop) -> None:
+    start = loop.time()
+    timed = added(wheel, loop, 50.0)
+    timed.deadline = start + 2.0
+    wheel.add(timed)
+    loop.advance(60.0)
+
+    # And the place that it had first is of no effect any more.
+    (moment,) = timed.called
+    assert 0 <= moment - (start + 2.0) <= TICK
+
+
+def test_a_place_that_was_left_is_of_no_effect_when_it_is_taken_again(
+    wheel: Wheel, loop: ManualLoop
 ) -> None:
-    """The slot of the first deadline still names the owner, whose next deadline lies beyond it."""
-    owner = Owner(START + 60)
-    wheel.add(owner)
-    owner.deadline = START + 2
-    owner.then = lambda: loop.time() + 58 if len(owner.ran) == 1 else inf
-    wheel.add(owner)
+    start = loop.time()
+    timed = added(wheel, loop, 20.0)
+    timed.deadline = start + 2.0
+    timed._then = lambda timed: setattr(timed, "deadline", start + 20.0)
+    wheel.add(timed)
+    loop.advance(2.0 + TICK)
+    timed._then = None
+    loop.advance(60.0)
 
-    loop.advance(100)
-
-    assert owner.ran == [START + 2, START + 60]
-
-
-def test_an_owner_is_not_looked_at_before_its_tick(loop: FakeLoop, wheel: Wheel) -> None:
-    """Ten thousand owners cost nothing while none of them has anything to do."""
-    moved = Owner(START + 60.1)
-    wheel.add(moved)
-    moved.deadline = START + 2
-    moved.then = lambda: START + 100.1 if len(moved.ran) == 1 else inf
-    wheel.add(moved)
-    loop.advance(2)
-    looks = moved.looks
-
-    loop.advance(98)
-    assert moved.looks == looks
-    loop.advance(TICK)
-
-    assert moved.ran == [START + 2, START + 100.25]
+    assert len(timed.called) == 2
 
 
-def test_a_postponed_deadline_needs_no_call(loop: FakeLoop, wheel: Wheel) -> None:
-    owner = Owner(START + 2)
-    wheel.add(owner)
-    for _ in range(20):
-        loop.advance(1)
-        owner.deadline = loop.time() + 2
+def test_adding_again_for_a_later_deadline_changes_nothing(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = added(wheel, loop, 5.0)
+    tick = timed.wheel_tick
+    for delay in (5.0, 6.0, 500.0):
+        timed.deadline = loop.time() + delay
+        wheel.add(timed)
 
-    assert owner.ran == []
-    loop.advance(2)
-    assert owner.ran == [START + 22]
+    assert timed.wheel_tick == tick
 
 
-def test_a_call_for_a_later_deadline_does_no_harm(loop: FakeLoop, wheel: Wheel) -> None:
-    owner = Owner(START + 2)
-    wheel.add(owner)
-    for _ in range(5):
-        owner.deadline += 1
-        wheel.add(owner)
+def test_whoever_has_no_deadline_is_not_held(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = added(wheel, loop, NEVER)
+    held = weakref.ref(timed)
+    del timed
+    gc.collect()
 
-    loop.advance(20)
-
-    assert owner.ran == [START + 7]
+    assert held() is None
 
 
-@pytest.mark.parametrize("spans", [1, 1.5, 3, 10])
-def test_a_deadline_beyond_the_wheels_span_is_waited_for(
-    loop: FakeLoop, wheel: Wheel, spans: float
+def test_whoever_has_no_deadline_any_more_is_dropped(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = added(wheel, loop, 5.0)
+    timed.deadline = NEVER
+    loop.advance(5.0 + TICK)
+    assert timed.called == []
+    assert timed.wheel_tick == 0
+
+    held = weakref.ref(timed)
+    del timed
+    gc.collect()
+    assert held() is None
+
+
+def test_whoever_has_a_next_deadline_stays(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = Timed(
+        loop, loop.time() + 10.1, lambda timed: setattr(timed, "deadline", loop.time() + 10.1)
+    )
+    wheel.add(timed)
+    loop.advance(100.0)
+
+    gaps = [later - earlier for earlier, later in itertools.pairwise(timed.called)]
+    assert len(gaps) == 8
+    assert all(10.1 <= gap <= 10.1 + TICK for gap in gaps)
+
+
+def test_whoever_is_due_at_once_again_is_called_at_the_next_tick(
+    wheel: Wheel, loop: ManualLoop
 ) -> None:
-    owner = Owner(START + spans * SPAN)
-    wheel.add(owner)
+    timed = Timed(loop, loop.time(), lambda timed: setattr(timed, "deadline", loop.time()))
+    wheel.add(timed)
+    loop.advance(TICK * 4.5)
 
-    loop.advance(spans * SPAN - TICK)
-    assert owner.ran == []
-    loop.advance(TICK)
-
-    assert owner.ran == [START + spans * SPAN]
+    assert len(timed.called) == 4
 
 
-def test_whoever_names_a_new_deadline_is_called_again(loop: FakeLoop, wheel: Wheel) -> None:
-    owner = Owner(START + 5, then=lambda: loop.time() + 5)
-    wheel.add(owner)
+def test_what_is_due_may_add_others(wheel: Wheel, loop: ManualLoop) -> None:
+    others: list[Timed] = []
+    timed = Timed(
+        loop, loop.time() + 1.0, lambda _: others.extend(added(wheel, loop, 0.0) for _ in range(3))
+    )
+    wheel.add(timed)
+    loop.advance(1.0 + 2 * TICK)
 
-    loop.advance(20)
-
-    assert owner.ran == [START + 5, START + 10, START + 15, START + 20]
-
-
-def test_a_deadline_of_infinity_is_not_held(wheel: Wheel) -> None:
-    owner = Owner(inf)
-
-    wheel.add(owner)
-
-    assert owner.wheel_tick == 0
+    assert [len(other.called) for other in others] == [1, 1, 1]
 
 
-def test_whoever_has_no_deadline_any_more_is_dropped(loop: FakeLoop, wheel: Wheel) -> None:
-    owner = Owner(START + 2)
-    wheel.add(owner)
-    owner.deadline = inf
-
-    loop.advance(2)
-
-    assert owner.ran == []
-    assert owner.wheel_tick == 0
-    gone = weakref.ref(owner)
-    del owner
-    assert gone() is None
+# --- a loop that is late ----------------------------------------------------------------------
 
 
-def test_whoever_was_dropped_may_come_back(loop: FakeLoop, wheel: Wheel) -> None:
-    owner = Owner(START + 2)
-    wheel.add(owner)
-    loop.advance(10)
+def test_after_a_stall_everybody_is_called_who_was_due_and_nobody_else(
+    wheel: Wheel, loop: ManualLoop
+) -> None:
+    due = [added(wheel, loop, delay) for delay in (0.5, 3.0, 9.9)]
+    not_due = added(wheel, loop, 10.6)
+    loop.stall(10.0)
+    assert [len(timed.called) for timed in (*due, not_due)] == [1, 1, 1, 0]
 
-    owner.deadline = START + 12
-    wheel.add(owner)
-    loop.advance(10)
-
-    assert owner.ran == [START + 2, START + 12]
+    loop.advance(1.0)
+    assert len(not_due.called) == 1
 
 
-def test_what_a_stall_of_the_loop_held_up_is_done_in_one_turn(loop: FakeLoop, wheel: Wheel) -> None:
-    order: list[str] = []
-
-    def note(name: str) -> Callable[[], float]:
-        def then() -> float:
-            order.append(name)
-            return inf
-
-        return then
-
-    for name, delay in (("third", 9), ("first", 1), ("second", 4), ("fourth", 2 * SPAN)):
-        wheel.add(Owner(START + delay, note(name)))
-
+def test_a_stall_of_several_turns_of_the_wheel_calls_everybody_once(
+    wheel: Wheel, loop: ManualLoop
+) -> None:
+    numbers = random.Random(2)
+    everybody = [added(wheel, loop, numbers.uniform(0, 3 * SPAN)) for _ in range(200)]
     loop.stall(3 * SPAN)
-    loop.turn()
 
-    assert order == ["first", "second", "third", "fourth"]
-
-
-def test_deadlines_after_a_stall_are_on_time(loop: FakeLoop, wheel: Wheel) -> None:
-    """Nobody pays twice: whoever asks for five seconds from now gets five seconds from now."""
-    owner = Owner(START + 1, then=lambda: loop.time() + 5)
-    wheel.add(owner)
-
-    loop.stall(60)
-    loop.turn()
-    loop.advance(5)
-
-    assert owner.ran == [START + 60, START + 65]
+    assert [len(timed.called) for timed in everybody] == [1] * 200
 
 
-def test_an_owner_that_raises_stops_neither_the_others_nor_the_wheel(
-    loop: FakeLoop, wheel: Wheel, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = Owner(START + 2, then=fail)
-    neighbour = Owner(START + 2)
-    later = Owner(START + 3)
-    for owner in (broken, neighbour, later):
-        wheel.add(owner)
-
-    loop.advance(10)
-
-    assert broken.ran == [START + 2]
-    assert neighbour.ran == [START + 2]
-    assert later.ran == [START + 3]
-    (record,) = caplog.records
-    assert record.exc_info is not None
-    assert isinstance(record.exc_info[1], RuntimeError)
-
-
-def test_each_turn_says_how_late_the_loop_ran_it(loop: FakeLoop) -> None:
+def test_the_loops_lag_is_told_at_each_turn(loop: ManualLoop) -> None:
     lags: list[float] = []
     wheel = Wheel(loop, lags.append)
     wheel.start()
+    loop.advance(TICK * 3)
+    assert lags == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+    loop.stall(10.0)
 
-    loop.advance(3 * TICK)
-    assert lags == [0, 0, 0]
-    loop.stall(2.0)
-    loop.turn()
+    assert lags[3:] == pytest.approx([10.0 - TICK], abs=1e-6)
+
+
+def test_one_timer_serves_everybody(wheel: Wheel, loop: ManualLoop) -> None:
+    for delay in (1.0, 2.0, 300.0):
+        added(wheel, loop, delay)
+    loop.advance(100.0)
+
+    assert loop.timers == 1
+
+
+# --- failures and the end ---------------------------------------------------------------------
+
+
+def test_one_that_raises_costs_the_others_nothing(
+    wheel: Wheel, loop: ManualLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Timed) -> None:
+        raise ValueError("broken")
+
+    broken = Timed(loop, loop.time() + 1.0, fail)
+    wheel.add(broken)
+    others = [added(wheel, loop, delay) for delay in (1.0, 1.0, 2.0)]
+    with caplog.at_level(logging.ERROR):
+        loop.advance(5.0)
+
+    assert [len(timed.called) for timed in others] == [1, 1, 1]
+    assert len(broken.called) == 1
+    assert [record.message for record in caplog.records] == ["a deadline could not be handled"]
+
+
+def test_a_wheel_that_was_stopped_calls_nobody(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = added(wheel, loop, 1.0)
+    wheel.stop()
+    wheel.stop()
+    loop.advance(10.0)
+
+    assert timed.called == []
+    assert loop.timers == 0
+
+
+def test_a_wheel_may_be_stopped_by_what_is_due(wheel: Wheel, loop: ManualLoop) -> None:
+    wheel.add(Timed(loop, loop.time() + 1.0, lambda _: wheel.stop()))
+    later = added(wheel, loop, 2.0)
+    loop.stall(5.0)
+    loop.advance(5.0)
+
+    assert later.called == []
+    assert loop.timers == 0
+
+
+def test_a_wheel_that_was_not_started_keeps_what_is_added(loop: ManualLoop) -> None:
+    wheel = Wheel(loop)
+    timed = added(wheel, loop, 1.0)
+    loop.advance(10.0)
+    assert timed.called == []
+    wheel.start()
     loop.advance(TICK)
 
-    assert lags == [0, 0, 0, 2.0 - TICK, 0]
-
-
-def test_the_loop_is_woken_once_a_tick_whatever_the_number_of_owners(loop: FakeLoop) -> None:
-    lags: list[float] = []
-    wheel = Wheel(loop, lags.append)
-    wheel.start()
-    owners = [Owner(START + 5 + number / 1000) for number in range(1000)]
-    for owner in owners:
-        wheel.add(owner)
-
-    loop.advance(10)
-
-    assert len(lags) == 10 / TICK
-    assert all(len(owner.ran) == 1 for owner in owners)
-
-
-def test_nothing_is_called_before_the_start(loop: FakeLoop) -> None:
-    wheel = Wheel(loop)
-    owner = Owner(START + 1)
-    wheel.add(owner)
-
-    assert loop.idle
-    loop.stall(2)
-    wheel.start()
-    loop.turn()
-
-    assert owner.ran == [START + 2]
-
-
-def test_nothing_is_called_after_the_end(loop: FakeLoop, wheel: Wheel) -> None:
-    owner = Owner(START + 1)
-    wheel.add(owner)
-
-    wheel.stop()
-    loop.advance(10)
-
-    assert owner.ran == []
-    assert loop.idle
+    assert len(timed.called) == 1
