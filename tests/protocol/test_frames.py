@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ProtocolError
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame
+from websockets.frames import Opcode as Opcodes
 from websockets.protocol import CLIENT, SERVER, Protocol
 
 from gateway.protocol import frames
@@ -561,6 +562,13 @@ def read_by_client(data: bytes, deflated: bool = False) -> list[tuple[int, bytes
     return received
 
 
+def deflate_like_us(payload: bytes) -> bytes:
+    compressor = zlib.compressobj(level=1, wbits=-15)
+    compressed = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    assert compressed.endswith(b"\x00\x00\xff\xff")
+    return compressed[:-4]
+
+
 SIZES = [0, 1, 125, 126, 127, 65535, 65536, 200_000]
 
 
@@ -569,6 +577,7 @@ def test_a_text_frame_is_read_by_others(size: int) -> None:
     payload = b"x" * size
 
     assert read_by_client(frames.text_frame(payload)) == [(TEXT, payload)]
+    assert frames.text_frame(payload) == Frame(Opcodes.TEXT, payload).serialize(mask=False)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -578,6 +587,9 @@ def test_a_compressed_text_frame_is_read_by_others(size: int) -> None:
     data = frames.deflated_text_frame(payload)
 
     assert read_by_client(data, deflated=True) == [(TEXT, payload)]
+    content = deflate_like_us(payload)
+    compressed = Frame(Opcodes.TEXT, content).serialize(mask=False)
+    assert data == bytes([compressed[0] | 0x40]) + compressed[1:]
     # No context is taken over: the same bytes can be anybody's first or hundredth frame.
     assert read_by_client(data + data, deflated=True) == [(TEXT, payload)] * 2
 
@@ -595,6 +607,7 @@ def test_control_frames_are_read_by_others() -> None:
         (CLOSE, close_payload(3001, b"why"))
     ]
     assert read_by_client(frames.close_frame(NORMAL_CLOSURE)) == [(CLOSE, close_payload(1000))]
+    assert frames.PING_FRAME == Frame(Opcodes.PING, b"").serialize(mask=False)
 
 
 def test_a_close_frame_takes_a_reason_of_123_bytes_and_no_more() -> None:
