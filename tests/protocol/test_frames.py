@@ -607,7 +607,7 @@ def test_control_frames_are_read_by_others() -> None:
         (CLOSE, close_payload(3001, b"why"))
     ]
     assert read_by_client(frames.close_frame(NORMAL_CLOSURE)) == [(CLOSE, close_payload(1000))]
-    assert frames.PING_FRAME == Frame(Opcodes.PING, b"").serialize(mask=False)
+    assert Frame(Opcodes.PING, b"").serialize(mask=False) == frames.PING_FRAME
 
 
 def test_a_close_frame_takes_a_reason_of_123_bytes_and_no_more() -> None:
