@@ -2,7 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,15 +44,25 @@ Start = Callable[..., Awaitable[ServerProcess]]
 
 
 @pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Start]:
+def folder() -> Iterator[Path]:
+    """A folder that an embedded database's own user can reach.
+
+    pytest's is closed to it whenever another pytest begins as the same user.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def start(folder: Path) -> AsyncIterator[Start]:
     """Starts gateways; those that still run at the end are ended, with their embedded databases."""
     servers: list[ServerProcess] = []
 
     async def make(database_url: str | None = None, **settings: str) -> ServerProcess:
-        folder = tmp_path / f"gateway-{len(servers)}"
-        folder.mkdir()
+        home = folder / f"gateway-{len(servers)}"
+        home.mkdir()
         server = ServerProcess(
-            folder,
+            home,
             database_url=database_url,
             config=CONFIG,
             environment={f"GATEWAY_{name.upper()}": value for name, value in settings.items()},
@@ -63,7 +74,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     yield make
     for server in servers:
         await asyncio.to_thread(server.kill)
-    await asyncio.to_thread(_end_embedded, tmp_path)
+    await asyncio.to_thread(_end_embedded, folder)
 
 
 def _end_embedded(folder: Path) -> None:

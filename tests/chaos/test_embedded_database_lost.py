@@ -3,23 +3,13 @@
 import asyncio
 import os
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
-import pytest
 
 from tests.support.server import API_KEY, ServerProcess
 
 RECOVERY_TIMEOUT = 30.0
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that the database's own user can reach; pytest's is closed to it."""
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
 
 
 async def test_an_embedded_database_that_was_killed_is_started_again(folder: Path) -> None:

@@ -46,11 +46,11 @@ def _embedded_url(data_dir: Path) -> str:
 
 @pytest.mark.parametrize("database_dies", [False, True], ids=["alone", "with its database"])
 async def test_an_embedded_database_has_everything_after_its_gateway_was_killed(
-    start: Start, tmp_path: Path, database_dies: bool
+    start: Start, folder: Path, database_dies: bool
 ) -> None:
     """It is found still running, or is started again when it was killed as well."""
     rng = random.Random(f"embedded {database_dies}")
-    data_dir = tmp_path / "gateway-0" / "data"
+    data_dir = folder / "gateway-0" / "data"
     server = await start()
     async with (
         Audience(server.ws_url, CHANNELS) as audience,
