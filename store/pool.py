@@ -38,8 +38,9 @@ SESSION_SETTINGS = {
     # The statements are short and prepared; compiling one costs more than running it.
     "jit": "off",
     # Group commits hold row locks. A gateway that stops in the middle of a transaction (frozen, cut
-    # off) gives them back after this, so that the other gateways publish again.
-    "idle_in_transaction_session_timeout": "15s",
+    # off) gives them back after this: soon enough that the others' publishers, and its own over a
+    # new line, are only late. Between two statements of ours there is a round trip and no more.
+    "idle_in_transaction_session_timeout": "3s",
     # The same for a gateway whose machine is gone: the server notices in about a minute, not in two
     # hours. Ignored on a Unix socket.
     "tcp_keepalives_idle": "30",
@@ -355,18 +356,35 @@ class Database:
     async def connection(self, timeout: float) -> AsyncIterator["PoolConnectionProxy[Any]"]:
         """A connection for a block that ends within `timeout` seconds, the wait for one included.
 
-        Otherwise TimeoutError comes, and at once: the connection is cut. asyncpg would wait until
-        the server has confirmed that it cancelled the statement, which on a line that died without
-        a word takes until COMMAND_TIMEOUT. Whether the statement was carried out is then unknown.
+        Otherwise TimeoutError comes, and at once. Whether the statement in hand was carried out is
+        then unknown.
         """
-        async with asyncio.timeout(timeout), self.pool.acquire() as connection:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout_at(deadline):
+                connection = await stack.enter_async_context(self.pool.acquire())
+            late = False
+
+            def cut() -> None:
+                # A statement that is cancelled instead is waited for, and a transaction is rolled
+                # back by another one: on a line that died without a word that takes until
+                # COMMAND_TIMEOUT.
+                nonlocal late
+                late = True
+                connection.terminate()
+
+            timer = loop.call_at(deadline, cut)
             try:
                 yield connection
-            except asyncio.CancelledError:
-                connection.terminate()
+            except Exception as exc:
+                if not late:
+                    raise
                 # The idle ones may be as dead: let nobody else find that out one by one.
                 await self.pool.expire_connections()
-                raise
+                raise TimeoutError from exc
+            finally:
+                timer.cancel()
 
     def healthy(self) -> bool:
         """Whether the server answered the last ping; True before the first one."""

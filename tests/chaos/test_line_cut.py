@@ -95,7 +95,8 @@ async def test_lines_that_die_without_a_word(
             if until_refused:
                 await load.more_refused(1)
             line.release()
-            await load.more(100)
+            # A transaction that was cut off keeps its locks for three seconds.
+            await load.more(100, deadline=10)
             assert load.slowest < WAIT_MAX
         await load.stop()
         await check_log(database_url, load, audience=audience)

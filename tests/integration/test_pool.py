@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import psutil
 import pytest
 from cryptography import x509
@@ -448,25 +449,40 @@ async def test_closing_cuts_what_takes_too_long(empty_database_url: str, admin: 
     assert is_unavailable(await _error_of(_result, statement))
 
 
+@pytest.mark.parametrize("in_transaction", [False, True])
 async def test_a_block_on_a_silent_line_ends_in_time_and_the_idle_lines_are_left(
-    empty_database_url: str,
+    empty_database_url: str, in_transaction: bool
 ) -> None:
+    loop = asyncio.get_running_loop()
     async with Proxy.before(empty_database_url) as line:
         database = await Database.open(line.url(empty_database_url), pool_max=4)
         async with database.pool.acquire(), database.pool.acquire():
             pass
-        line.lose()
-        begun = asyncio.get_running_loop().time()
 
-        with pytest.raises(TimeoutError):
+        async def run() -> None:
             async with database.connection(0.2) as connection:
-                await connection.fetchval(_FOREVER)
-        assert asyncio.get_running_loop().time() - begun < 0.2 + 0.3
+                if not in_transaction:
+                    line.lose()
+                async with connection.transaction():
+                    line.lose()
+                    await connection.fetchval("select 1")
+
+        begun = loop.time()
+        with pytest.raises(TimeoutError):
+            await run()
+        assert loop.time() - begun < 0.2 + 0.3
 
         # The second one was lost as well, and nobody had to wait for it.
         async with database.connection(2.0) as connection:
             assert await connection.fetchval("select 1") == 1
         await database.close(0.1)
+
+
+async def test_an_error_inside_a_block_is_its_own(database: Database) -> None:
+    with pytest.raises(asyncpg.PostgresSyntaxError):
+        async with database.connection(2.0) as connection:
+            await connection.execute("nonsense")
+    assert database.statistics().idle == 1
 
 
 async def test_the_wait_for_a_connection_counts_for_the_block(database: Database) -> None:

@@ -148,10 +148,10 @@ class Client(asyncio.Protocol):
                 sock.setblocking(False)
                 loop = asyncio.get_running_loop()
                 await loop.sock_connect(sock, (parts.hostname, parts.port))
+                await loop.create_connection(lambda: self, sock=sock)
             except BaseException:
                 sock.close()
                 raise
-            await loop.create_connection(lambda: self, sock=sock)
             try:
                 await self._opened
                 self.connected = await self.send("connect", token=token)
