@@ -227,6 +227,7 @@ def test_the_query_chooses_too(query: str, protobuf: bool, native_ping: bool) ->
         "permessage-deflate",
         "permessage-deflate; client_max_window_bits",
         "permessage-deflate; client_max_window_bits=10; server_no_context_takeover",
+        "permessage-deflate;client_no_context_takeover;server_no_context_takeover;client_max_window_bits",
         "Permessage-Deflate;CLIENT_NO_CONTEXT_TAKEOVER",
         "x-webkit-deflate-frame, permessage-deflate",
         "permessage-deflate; server_max_window_bits=10, permessage-deflate",
