@@ -42,7 +42,14 @@ def pytest_configure() -> None:
 
     Hypothesis draws the same examples each time; `HYPOTHESIS_PROFILE=explore` looks for new ones.
     """
-    hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+    hypothesis.settings.register_profile(
+        "same",
+        derandomize=True,
+        deadline=None,
+        database=None,
+        # A verdict on the machine's load, not on the code.
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
     hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
     for name in list(os.environ):
