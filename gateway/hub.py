@@ -332,8 +332,6 @@ class Hub:
                 if channel.live.plain or channel.live.deflated:
                     push = publication_push(channel.name_json, publication.pub)
                     self._out.append(channel.live, push)
-                elif channel.catching_up:
-                    self._start_pump(channel)
             elif offset > channel.top:
                 self._fall_behind(channel, offset)
         self._out.note_commit()
