@@ -224,12 +224,13 @@ async def test_deliveries_are_counted(hub: Hub, log: Logbook) -> None:
     before = counted("deliveries_total")
     for _ in range(3):
         await reader_in(hub, CHAT, LIVE, listens=True)
-    hub.deliver_committed(log.append(CHAT, 2))
-    hub.announce_join(CHAT, b"{}")
-    hub.deliver_transient(transient(1))
-    await turn()
+    for round_ in (1, 2):
+        hub.deliver_committed(log.append(CHAT, 2))
+        hub.announce_join(CHAT, b"{}")
+        hub.deliver_transient(transient(1))
+        await turn()
 
-    assert counted("deliveries_total") - before == 3 * 4
+        assert counted("deliveries_total") - before == 3 * 4 * round_
 
 
 # --- entering and leaving ---------------------------------------------------------------------
@@ -746,6 +747,37 @@ async def test_nobody_is_sent_what_the_hub_has_not_been_handed_yet(hub: Hub, log
     assert late.offsets(CHAT) == live.offsets(CHAT) == [7, 8, 9, 10]
 
 
+async def test_nobody_who_catches_up_runs_ahead_either(hub: Hub, log: Logbook) -> None:
+    slow = await reader_in(hub, CHAT)
+    slow.pause()
+    hub.deliver_committed(log.append(CHAT, 2))
+    later = log.append(CHAT, 2)
+    hub.forget_tail(CHAT)
+    slow.resume()
+    await settle()
+    assert slow.offsets(CHAT) == [1, 2]
+
+    hub.deliver_committed(later)
+    await settle()
+    assert slow.offsets(CHAT) == [1, 2, 3, 4]
+
+
+async def test_what_arrives_while_several_catch_up_comes_once(hub: Hub, log: Logbook) -> None:
+    readers = [await reader_in(hub, CHAT) for _ in range(6)]
+    for reader in readers:
+        reader.pause()
+        hub.deliver_committed(log.append(CHAT, 2))
+        await turn()
+    for reader in readers:
+        reader.resume()
+    for _ in range(40):
+        hub.deliver_committed(log.append(CHAT))
+        await turn()
+    await settle()
+
+    assert [reader.offsets(CHAT) for reader in readers] == [list(range(1, 53))] * 6
+
+
 # --- what cannot be recovered -----------------------------------------------------------------
 
 
@@ -1013,6 +1045,26 @@ async def test_pages_of_a_former_epoch_are_nobodys(hub: Hub, log: Logbook) -> No
     await settle()
 
     assert data_of(reader, CHAT) == [[1, "new"]]
+
+
+async def test_a_position_that_both_epochs_have_is_read_in_the_new_one(
+    hub: Hub, log: Logbook
+) -> None:
+    log.append(CHAT, 12)
+    reader = Reader(minds=False)
+    await joined(hub, reader, since=StreamPosition(0, ""))
+    log.held = asyncio.Event()
+    await settle()
+    # It stands at 4 and reads on; in the new epoch the hub hears of 5 first.
+    log.begin_anew(CHAT)
+    log.append(CHAT, 4, data="new")
+    hub.deliver_committed(log.append(CHAT, data="new"))
+    log.held.set()
+    await until(lambda: reader.writes)
+    await settle()
+
+    assert data_of(reader, CHAT) == [[5, "new"]]
+    assert reader.lost == [CHAT]
 
 
 async def test_a_log_that_began_anew_in_silence_is_noticed_by_whoever_reads_it(

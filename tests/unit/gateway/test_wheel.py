@@ -133,6 +133,23 @@ def test_a_place_that_was_left_is_of_no_effect_when_it_is_taken_again(
     assert len(timed.called) == 2
 
 
+def test_places_that_were_left_do_not_add_up(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = Timed(loop, NEVER)
+    for _ in range(50):
+        timed.deadline = loop.time() + 100.0
+        wheel.add(timed)
+        timed.deadline = loop.time() + 1.0
+        wheel.add(timed)
+        loop.advance(0.5)
+        timed.deadline = loop.time() + 100.0
+        loop.advance(1.0)
+    loop.advance(200.0)
+    timed.deadline = loop.time() + 100.0
+    wheel.add(timed)
+
+    assert sum(map(len, wheel._slots)) == 1
+
+
 def test_adding_again_for_a_later_deadline_changes_nothing(wheel: Wheel, loop: ManualLoop) -> None:
     timed = added(wheel, loop, 5.0)
     tick = timed.wheel_tick
