@@ -3,14 +3,16 @@
 import asyncio
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from gateway.broker.contract import Committed
+from gateway.broker.contract import Broker, Committed
 from gateway.channel import Sink
 from gateway.hub import Hub
+from gateway.protocol.actions import Published, Publishing
 from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.codec import StreamPosition, publication
+from gateway.protocol.codes import INTERNAL, UNRECOVERABLE, ErrorCode
 from gateway.protocol.frames import Opcode
 from gateway.streams import LogPage, LogUnavailable, Streams
 
@@ -18,8 +20,9 @@ from gateway.streams import LogPage, LogUnavailable, Streams
 class Logbook:
     """What the hub reads of `gateway.streams.Streams`, over lists.
 
-    Publications that are appended are in the log; the hub learns of them when the test delivers
-    them. `reads` counts what would have gone to the database.
+    What the test writes is in the log; the hub learns of it when the test delivers it. What is
+    published by `append` is committed and delivered at once. `reads` counts what would have gone to
+    the database.
     """
 
     def __init__(self, page_size: int = 4) -> None:
@@ -33,6 +36,7 @@ class Logbook:
         self._publications: dict[str, list[bytes]] = {}
         self._floors: dict[str, int] = {}
         self._cached: dict[tuple[str, int], LogPage] = {}
+        self._broker: Broker | None = None
 
     @property
     def streams(self) -> Streams:
@@ -41,7 +45,7 @@ class Logbook:
 
     # --- what tests do ------------------------------------------------------------------------
 
-    def append(self, channel: str, count: int = 1, data: str = "") -> list[Committed]:
+    def write(self, channel: str, count: int = 1, data: str = "") -> list[Committed]:
         """Put publications into a channel's log; their data begin with their offsets."""
         epoch = self._epochs.setdefault(channel, "epoch-1")
         log = self._publications.setdefault(channel, [])
@@ -52,6 +56,10 @@ class Logbook:
             log.append(pub)
             committed.append(Committed(channel, offset, epoch, pub))
         return committed
+
+    def publish_to(self, broker: Broker) -> None:
+        """Hand what `append` takes to a broker, as after a commit."""
+        self._broker = broker
 
     def trim(self, channel: str, floor: int) -> None:
         """Forget publications up to an offset."""
@@ -95,6 +103,37 @@ class Logbook:
         tops = {channel: self.top(channel) for channel in channels if channel in self._epochs}
         found: dict[str, StreamPosition] = await self._read(tops)
         return found
+
+    def append(self, publishing: Publishing, done: Callable[[Published | ErrorCode], None]) -> None:
+        """See `Streams`."""
+        assert self._broker is not None, "publish_to() comes first"
+        if self.unavailable:
+            done(INTERNAL)
+            return
+        (committed,) = self.write(publishing.channel)
+        pub = publication(
+            publishing.data, publishing.info, publishing.tags, offset=committed.offset
+        )
+        self._publications[publishing.channel][-1] = pub
+        self._broker.publish_committed(
+            (Committed(publishing.channel, committed.offset, committed.epoch, pub),)
+        )
+        done(Published(committed.offset, committed.epoch))
+
+    async def history(
+        self,
+        channel: str,
+        options: ChannelOptions,
+        limit: int,
+        since: StreamPosition | None = None,
+        reverse: bool = False,
+    ) -> tuple[list[bytes], StreamPosition] | ErrorCode:
+        """See `Streams`; `since` counts only upwards."""
+        top = await self.position(channel)
+        if since is not None and since.epoch not in ("", top.epoch):
+            return UNRECOVERABLE
+        log = self._publications[channel][since.offset if since else 0 :]
+        return (log[::-1] if reverse else log)[:limit], top
 
     def cached_page(self, channel: str, after: int) -> LogPage | None:
         """See `Streams`."""

@@ -138,20 +138,15 @@ class Client(asyncio.Protocol):
 
         A small `receive_buffer_bytes` makes the server notice soon when this client doesn't read.
         """
+        parts = urlsplit(url)
+        self = cls(url)
         async with asyncio.timeout(DEADLINE):
-            self = cls(url)
-            parts = urlsplit(url)
-            sock = socket.socket()
-            try:
-                if receive_buffer_bytes:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-                sock.setblocking(False)
-                loop = asyncio.get_running_loop()
-                await loop.sock_connect(sock, (parts.hostname, parts.port))
-                await loop.create_connection(lambda: self, sock=sock)
-            except BaseException:
-                sock.close()
-                raise
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: self, parts.hostname, parts.port
+            )
+            if receive_buffer_bytes:
+                sock = transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
             try:
                 await self._opened
                 self.connected = await self.send("connect", token=token)

@@ -131,7 +131,7 @@ def data_of(reader: Reader, channel: str) -> list[object]:
 async def test_ten_publications_of_a_turn_are_one_write(hub: Hub, log: Logbook) -> None:
     reader = await reader_in(hub, CHAT)
     for _ in range(10):
-        hub.deliver_committed(log.append(CHAT))
+        hub.deliver_committed(log.write(CHAT))
     assert hub.has_pending
     assert reader.writes == []
     await turn()
@@ -145,7 +145,7 @@ async def test_ten_publications_of_a_turn_are_one_write(hub: Hub, log: Logbook) 
 async def test_publications_of_two_turns_are_two_writes(hub: Hub, log: Logbook) -> None:
     reader = await reader_in(hub, CHAT)
     for _ in range(2):
-        hub.deliver_committed(log.append(CHAT))
+        hub.deliver_committed(log.write(CHAT))
         await turn()
 
     assert [len(texts(data)) for data in reader.writes] == [1, 1]
@@ -156,8 +156,8 @@ async def test_several_channels_of_a_turn_are_one_write_to_each_subscriber(
 ) -> None:
     both = await reader_in(hub, CHAT, "chat:other")
     one = await reader_in(hub, "chat:other")
-    hub.deliver_committed([*log.append(CHAT, 2), *log.append("chat:other", 3)])
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed([*log.write(CHAT, 2), *log.write("chat:other", 3)])
+    hub.deliver_committed(log.write(CHAT))
     await turn()
 
     assert len(both.writes) == 1
@@ -169,10 +169,10 @@ async def test_several_channels_of_a_turn_are_one_write_to_each_subscriber(
 
 async def test_subscribers_share_the_bytes_that_are_the_same(hub: Hub, log: Logbook) -> None:
     readers = [await reader_in(hub, CHAT) for _ in range(3)]
-    hub.deliver_committed(log.append(CHAT, 2))
+    hub.deliver_committed(log.write(CHAT, 2))
     await turn()
     pairs = [await reader_in(hub, CHAT, "chat:other") for _ in range(3)]
-    hub.deliver_committed([*log.append(CHAT), *log.append("chat:other")])
+    hub.deliver_committed([*log.write(CHAT), *log.write("chat:other")])
     await turn()
 
     assert all(reader.writes[0] is readers[0].writes[0] for reader in readers)
@@ -182,7 +182,7 @@ async def test_subscribers_share_the_bytes_that_are_the_same(hub: Hub, log: Logb
 async def test_compressed_frames_go_to_those_who_asked_for_them(hub: Hub, log: Logbook) -> None:
     plain = await reader_in(hub, CHAT)
     deflated = [await reader_in(hub, CHAT, deflate=True) for _ in range(2)]
-    hub.deliver_committed([*log.append(CHAT, data="x" * 1000), *log.append(CHAT, data="short")])
+    hub.deliver_committed([*log.write(CHAT, data="x" * 1000), *log.write(CHAT, data="short")])
     await turn()
 
     assert plain.offsets(CHAT) == deflated[0].offsets(CHAT) == [1, 2]
@@ -194,7 +194,7 @@ async def test_compressed_frames_go_to_those_who_asked_for_them(hub: Hub, log: L
 
 
 async def test_a_channel_without_subscribers_costs_nothing(hub: Hub, log: Logbook) -> None:
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     hub.deliver_transient(transient(1))
     hub.announce_join(LIVE, b"{}")
     hub.announce_leave(LIVE, b"{}")
@@ -211,9 +211,9 @@ async def test_a_sink_that_raises_costs_nobody_else_their_message(
     broken, *others = [await reader_in(hub, CHAT, "chat:other") for _ in range(3)]
     broken.failing = True
     with caplog.at_level(logging.ERROR):
-        hub.deliver_committed(log.append(CHAT))
+        hub.deliver_committed(log.write(CHAT))
         await turn()
-        hub.deliver_committed([*log.append(CHAT), *log.append("chat:other")])
+        hub.deliver_committed([*log.write(CHAT), *log.write("chat:other")])
         await turn()
 
     assert [reader.offsets(CHAT) for reader in others] == [[1, 2]] * 2
@@ -225,7 +225,7 @@ async def test_deliveries_are_counted(hub: Hub, log: Logbook) -> None:
     for _ in range(3):
         await reader_in(hub, CHAT, LIVE, listens=True)
     for round_ in (1, 2):
-        hub.deliver_committed(log.append(CHAT, 2))
+        hub.deliver_committed(log.write(CHAT, 2))
         hub.announce_join(CHAT, b"{}")
         hub.deliver_transient(transient(1))
         await turn()
@@ -242,7 +242,7 @@ async def test_whoever_enters_gets_what_comes_later_and_nothing_of_before(
 ) -> None:
     def publish(data: str) -> None:
         if options is LOG:
-            hub.deliver_committed(log.append(channel, data=data))
+            hub.deliver_committed(log.write(channel, data=data))
         else:
             hub.deliver_transient(transient([0, data], channel))
 
@@ -261,10 +261,10 @@ async def test_whoever_enters_one_channel_leaves_others_their_turn(hub: Hub, log
     """A flush for every newcomer would write a mass reconnect piecemeal."""
     reader = await reader_in(hub, CHAT)
     assert await prepared(hub, "chat:other", LOG) is None
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     hub.join(Reader(), "chat:other", LOG, None, listens=False)
     assert reader.writes == []
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await turn()
 
     assert len(reader.writes) == 1
@@ -274,11 +274,11 @@ async def test_whoever_leaves_gets_nothing_more_and_the_others_everything(
     hub: Hub, log: Logbook
 ) -> None:
     leaving, staying = await reader_in(hub, CHAT), await reader_in(hub, CHAT)
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await turn()
     hub.leave(leaving, CHAT)
     hub.leave(leaving, CHAT)
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await turn()
 
     assert leaving.offsets(CHAT) == [1]
@@ -316,7 +316,7 @@ async def test_a_channel_without_a_log_is_entered_without_a_read(hub: Hub, log: 
 
 
 async def test_whoever_enters_a_log_learns_its_position(hub: Hub, log: Logbook) -> None:
-    log.append(CHAT, 7)
+    log.write(CHAT, 7)
 
     assert await joined(hub, Reader()) == Joined(StreamPosition(7, "epoch-1"))
     assert await joined(hub, Reader(), "chat:empty") == Joined(StreamPosition(0, "epoch-1"))
@@ -346,16 +346,16 @@ async def test_a_log_that_cannot_be_read_is_an_error(
 
 
 async def test_what_passes_while_the_position_is_read_is_counted_in(hub: Hub, log: Logbook) -> None:
-    log.append(CHAT, 2)
+    log.write(CHAT, 2)
     log.held = asyncio.Event()
     reader = Reader()
     entering = asyncio.ensure_future(joined(hub, reader))
     await until(lambda: log.reads)
-    hub.deliver_committed(log.append(CHAT, 2))
+    hub.deliver_committed(log.write(CHAT, 2))
     log.held.set()
 
     assert await entering == Joined(StreamPosition(4, "epoch-1"))
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await turn()
     assert reader.offsets(CHAT) == [5]
 
@@ -436,11 +436,11 @@ async def test_a_slow_reader_of_a_log_catches_up_and_misses_nothing(hub: Hub, lo
     slow, fast = await reader_in(hub, CHAT), await reader_in(hub, CHAT)
     before = counted("demotions_total")
     slow.room = 1
-    hub.deliver_committed(log.append(CHAT, 3))
+    hub.deliver_committed(log.write(CHAT, 3))
     await turn()
     assert slow.paused
     for _ in range(5):
-        hub.deliver_committed(log.append(CHAT, 2))
+        hub.deliver_committed(log.write(CHAT, 2))
         await turn()
     assert slow.offsets(CHAT) == [1, 2, 3]
     assert fast.offsets(CHAT) == list(range(1, 14))
@@ -448,7 +448,7 @@ async def test_a_slow_reader_of_a_log_catches_up_and_misses_nothing(hub: Hub, lo
 
     slow.resume()
     await until(lambda: len(slow.offsets(CHAT)) == 13)
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await settle()
     assert slow.offsets(CHAT) == fast.offsets(CHAT) == list(range(1, 15))
     # It is live again: with the others, in one write.
@@ -463,7 +463,7 @@ async def test_a_slow_reader_that_missed_nothing_is_live_again_without_a_read(
     slow.pause()
     slow.resume()
     await settle()
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await turn()
 
     assert slow.offsets(CHAT) == [1]
@@ -474,9 +474,9 @@ async def test_what_waits_for_the_end_of_the_turn_is_written_before_a_demotion(
     hub: Hub, log: Logbook
 ) -> None:
     slow = await reader_in(hub, CHAT)
-    hub.deliver_committed(log.append(CHAT, 2))
+    hub.deliver_committed(log.write(CHAT, 2))
     slow.pause()
-    hub.deliver_committed(log.append(CHAT, 2))
+    hub.deliver_committed(log.write(CHAT, 2))
     await settle()
     assert slow.offsets(CHAT) == [1, 2]
 
@@ -491,9 +491,9 @@ async def test_whoever_fills_up_amid_a_flush_gets_all_of_it_and_nothing_more(
     readers = [await reader_in(hub, CHAT, LIVE) for _ in range(5)]
     for reader in readers[1:4]:
         reader.room = 1
-    hub.deliver_committed(log.append(CHAT, 2))
+    hub.deliver_committed(log.write(CHAT, 2))
     await turn()
-    hub.deliver_committed(log.append(CHAT, 2))
+    hub.deliver_committed(log.write(CHAT, 2))
     await turn()
 
     assert [reader.offsets(CHAT) for reader in readers] == [
@@ -542,7 +542,7 @@ async def test_ephemeral_messages_pass_by_those_who_catch_up(hub: Hub, log: Logb
     slow, fast = await reader_in(hub, CHAT), await reader_in(hub, CHAT)
     ephemeral = counted("drops_total", kind="ephemeral")
     slow.pause()
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     hub.deliver_transient(transient([0, "typing"], CHAT, ephemeral=True))
     await turn()
     slow.resume()
@@ -558,7 +558,7 @@ async def test_whoever_is_full_when_it_enters_is_written_nothing(hub: Hub, log: 
     reader.paused = True
     await joined(hub, reader)
     await joined(hub, reader, LIVE, PLAIN)
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     hub.deliver_transient(transient(1))
     await settle()
     assert reader.writes == []
@@ -587,7 +587,7 @@ async def test_reading_again_in_channels_that_are_gone_does_nothing(hub: Hub) ->
 
 async def test_a_short_loss_is_recovered_from_memory(hub: Hub, log: Logbook) -> None:
     await reader_in(hub, CHAT)
-    hub.deliver_committed(log.append(CHAT, 10))
+    hub.deliver_committed(log.write(CHAT, 10))
     reads, tails = log.reads, counted("log_reads_total", source="tail")
     reader = Reader()
 
@@ -598,13 +598,13 @@ async def test_a_short_loss_is_recovered_from_memory(hub: Hub, log: Logbook) -> 
     assert [json.loads(pub)["offset"] for pub in result.publications] == [7, 8, 9, 10]
     assert log.reads == reads
     assert counted("log_reads_total", source="tail") - tails == 1
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await turn()
     assert reader.offsets(CHAT) == [11]
 
 
 async def test_a_long_loss_is_recovered_page_by_page(hub: Hub, log: Logbook) -> None:
-    log.append(CHAT, 30)
+    log.write(CHAT, 30)
     reader = Reader()
 
     result = await joined(hub, reader, since=StreamPosition(2, ""))
@@ -613,16 +613,16 @@ async def test_a_long_loss_is_recovered_page_by_page(hub: Hub, log: Logbook) -> 
     assert (result.recovered, result.gap) == (True, None)
     first = [json.loads(pub)["offset"] for pub in result.publications]
     assert first == [3, 4]
-    hub.deliver_committed(log.append(CHAT, 3))
+    hub.deliver_committed(log.write(CHAT, 3))
     await until(lambda: len(reader.offsets(CHAT)) == 29)
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await settle()
     assert [*first, *reader.offsets(CHAT)] == list(range(3, 35))
     assert not reader.lost
 
 
 async def test_many_who_recover_share_each_read(hub: Hub, log: Logbook) -> None:
-    log.append(CHAT, 20)
+    log.write(CHAT, 20)
     readers = [Reader() for _ in range(50)]
     await joined(hub, readers[0], since=StreamPosition(0, ""))
     reads = log.reads
@@ -638,7 +638,7 @@ async def test_a_page_is_written_in_pieces_so_that_a_full_socket_is_noticed(
 ) -> None:
     monkeypatch.setattr(hub_module, "CATCH_UP_BYTES", 100)
     log.page_size = 100
-    log.append(CHAT, 20, data="x" * 60)
+    log.write(CHAT, 20, data="x" * 60)
     reader = Reader()
     result = await joined(hub, reader, since=StreamPosition(0, ""))
     assert result is not None
@@ -656,13 +656,13 @@ async def test_a_page_is_written_in_pieces_so_that_a_full_socket_is_noticed(
 async def test_whoever_is_full_while_it_catches_up_waits_and_costs_nothing(
     hub: Hub, log: Logbook
 ) -> None:
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     reader = Reader()
     await joined(hub, reader, since=StreamPosition(0, ""))
     reader.room = 1
     await settle()
     reads, seen = log.reads, reader.offsets(CHAT)
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await settle()
 
     assert log.reads == reads
@@ -674,7 +674,7 @@ async def test_whoever_is_full_while_it_catches_up_waits_and_costs_nothing(
 async def test_compressed_frames_are_made_for_those_who_catch_up_too(
     hub: Hub, log: Logbook
 ) -> None:
-    log.append(CHAT, 8, data="x" * 500)
+    log.write(CHAT, 8, data="x" * 500)
     plain, *deflated = Reader(), Reader(deflate=True), Reader(deflate=True)
     for reader in (plain, *deflated):
         await joined(hub, reader, since=StreamPosition(0, ""))
@@ -687,7 +687,7 @@ async def test_compressed_frames_are_made_for_those_who_catch_up_too(
 async def test_a_sink_that_raises_holds_up_nobody_who_catches_up(
     hub: Hub, log: Logbook, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     broken, other = Reader(), Reader()
     broken.failing = True
     for reader in (broken, other):
@@ -698,7 +698,7 @@ async def test_a_sink_that_raises_holds_up_nobody_who_catches_up(
 
 
 async def test_whoever_leaves_while_it_catches_up_is_gone(hub: Hub, log: Logbook) -> None:
-    log.append(CHAT, 20)
+    log.write(CHAT, 20)
     log.held = asyncio.Event()
     log.held.set()
     reader = Reader()
@@ -718,7 +718,7 @@ async def test_whoever_leaves_while_it_catches_up_is_gone(hub: Hub, log: Logbook
 async def test_catching_up_goes_on_when_the_log_can_be_read_again(
     hub: Hub, log: Logbook, failure: Exception | None
 ) -> None:
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     reader = Reader()
     await joined(hub, reader, since=StreamPosition(0, ""))
     log.failure, log.unavailable = failure, failure is None
@@ -732,9 +732,9 @@ async def test_catching_up_goes_on_when_the_log_can_be_read_again(
 
 async def test_nobody_is_sent_what_the_hub_has_not_been_handed_yet(hub: Hub, log: Logbook) -> None:
     """A commit is in the log a moment before the hub learns of it."""
-    log.append(CHAT, 6)
+    log.write(CHAT, 6)
     live = await reader_in(hub, CHAT)
-    later = log.append(CHAT, 4)
+    later = log.write(CHAT, 4)
     late = Reader()
     result = await joined(hub, late, since=StreamPosition(4, ""))
     assert result is not None
@@ -750,8 +750,8 @@ async def test_nobody_is_sent_what_the_hub_has_not_been_handed_yet(hub: Hub, log
 async def test_nobody_who_catches_up_runs_ahead_either(hub: Hub, log: Logbook) -> None:
     slow = await reader_in(hub, CHAT)
     slow.pause()
-    hub.deliver_committed(log.append(CHAT, 2))
-    later = log.append(CHAT, 2)
+    hub.deliver_committed(log.write(CHAT, 2))
+    later = log.write(CHAT, 2)
     hub.forget_tail(CHAT)
     slow.resume()
     await settle()
@@ -766,12 +766,12 @@ async def test_what_arrives_while_several_catch_up_comes_once(hub: Hub, log: Log
     readers = [await reader_in(hub, CHAT) for _ in range(6)]
     for reader in readers:
         reader.pause()
-        hub.deliver_committed(log.append(CHAT, 2))
+        hub.deliver_committed(log.write(CHAT, 2))
         await turn()
     for reader in readers:
         reader.resume()
     for _ in range(40):
-        hub.deliver_committed(log.append(CHAT))
+        hub.deliver_committed(log.write(CHAT))
         await turn()
     await settle()
 
@@ -794,19 +794,19 @@ async def test_what_arrives_while_several_catch_up_comes_once(hub: Hub, log: Log
 async def test_a_hole_is_named(
     hub: Hub, log: Logbook, since: StreamPosition, gap: tuple[int, int] | None
 ) -> None:
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     log.trim(CHAT, 8)
     reader = Reader()
     result = await joined(hub, reader, since=since)
 
     assert result == Joined(StreamPosition(12, "epoch-1"), recovered=False, gap=gap)
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await settle()
     assert reader.offsets(CHAT) == [13]
 
 
 async def test_who_wants_no_hole_does_not_enter(hub: Hub, log: Logbook) -> None:
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     log.trim(CHAT, 8)
     reader = Reader()
 
@@ -818,7 +818,7 @@ async def test_who_wants_no_hole_does_not_enter(hub: Hub, log: Logbook) -> None:
 
 
 async def test_recoveries_are_counted_by_their_result(hub: Hub, log: Logbook) -> None:
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     log.trim(CHAT, 8)
     good = counted("recoveries_total", recovered="true")
     bad = counted("recoveries_total", recovered="false")
@@ -833,9 +833,9 @@ async def test_recoveries_are_counted_by_their_result(hub: Hub, log: Logbook) ->
 async def test_a_client_that_knows_more_is_believed_if_the_log_agrees(
     hub: Hub, log: Logbook
 ) -> None:
-    log.append(CHAT, 3)
+    log.write(CHAT, 3)
     live = await reader_in(hub, CHAT)
-    log.append(CHAT, 3)  # and nobody told the hub
+    log.write(CHAT, 3)  # and nobody told the hub
     result = await joined(hub, Reader(), since=StreamPosition(5, "epoch-1"))
 
     assert result is not None
@@ -847,7 +847,7 @@ async def test_a_client_that_claims_more_than_there_is_costs_one_read(
     hub: Hub, log: Logbook
 ) -> None:
     await reader_in(hub, CHAT)
-    hub.deliver_committed(log.append(CHAT, 3))
+    hub.deliver_committed(log.write(CHAT, 3))
     reads = log.reads
     result = await joined(hub, Reader(), since=StreamPosition(99, "epoch-1"))
 
@@ -861,13 +861,13 @@ async def test_a_history_that_was_removed_while_somebody_catches_up_is_a_lost_po
     minds, does_not = await reader_in(hub, CHAT), await reader_in(hub, CHAT, minds=False)
     for reader in (minds, does_not):
         reader.pause()
-    hub.deliver_committed(log.append(CHAT, 10))
+    hub.deliver_committed(log.write(CHAT, 10))
     log.trim(CHAT, 10)
     hub.forget_tail(CHAT)
     for reader in (minds, does_not):
         reader.resume()
     await until(lambda: minds.lost and does_not.lost)
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await settle()
 
     assert minds.offsets(CHAT) == []
@@ -880,7 +880,7 @@ async def test_a_history_that_was_removed_while_somebody_catches_up_is_a_lost_po
 
 async def test_a_publication_that_comes_twice_is_written_once(hub: Hub, log: Logbook) -> None:
     reader = await reader_in(hub, CHAT)
-    first, second = log.append(CHAT, 2)
+    first, second = log.write(CHAT, 2)
     for batch in ([first], [first, second], [second], [first]):
         hub.deliver_committed(batch)
         await turn()
@@ -891,12 +891,12 @@ async def test_a_publication_that_comes_twice_is_written_once(hub: Hub, log: Log
 async def test_a_publication_that_is_missing_is_read_from_the_log(hub: Hub, log: Logbook) -> None:
     readers = [await reader_in(hub, CHAT) for _ in range(2)]
     deflated = await reader_in(hub, CHAT, deflate=True)
-    hub.deliver_committed(log.append(CHAT))
-    log.append(CHAT, 5)
-    hub.deliver_committed(log.append(CHAT))
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
+    log.write(CHAT, 5)
+    hub.deliver_committed(log.write(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await until(lambda: all(len(reader.offsets(CHAT)) == 8 for reader in readers))
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await settle()
 
     for reader in (*readers, deflated):
@@ -906,8 +906,8 @@ async def test_a_publication_that_is_missing_is_read_from_the_log(hub: Hub, log:
 
 async def test_what_was_missed_in_silence_is_found_by_a_check(hub: Hub, log: Logbook) -> None:
     reader, other = await reader_in(hub, CHAT), await reader_in(hub, "chat:other")
-    hub.deliver_committed(log.append(CHAT))
-    log.append(CHAT, 3)
+    hub.deliver_committed(log.write(CHAT))
+    log.write(CHAT, 3)
     hub.check_positions()
     hub.check_positions()
     await until(lambda: reader.offsets(CHAT) == [1, 2, 3, 4])
@@ -924,7 +924,7 @@ async def test_a_check_that_is_asked_for_during_a_check_is_made_after_it(
     hub.check_positions()
     reads = log.reads
     await until(lambda: log.reads > reads)
-    log.append(CHAT, 2)  # too late for the check that is under way
+    log.write(CHAT, 2)  # too late for the check that is under way
     hub.check_positions()
     log.held.set()
     await until(lambda: reader.offsets(CHAT) == [1, 2])
@@ -932,7 +932,7 @@ async def test_a_check_that_is_asked_for_during_a_check_is_made_after_it(
 
 async def test_a_check_waits_for_the_database(hub: Hub, log: Logbook) -> None:
     reader = await reader_in(hub, CHAT)
-    log.append(CHAT)
+    log.write(CHAT)
     log.unavailable = True
     hub.check_positions()
     await settle()
@@ -948,7 +948,7 @@ async def test_a_check_finds_many_channels_in_portions(
     names = [f"chat:{number}" for number in range(5)]
     reader = await reader_in(hub, *names)
     for name in names:
-        log.append(name)
+        log.write(name)
     reads = log.reads
     hub.check_positions()
     await until(lambda: len(reader.pushes) == 5)
@@ -960,7 +960,7 @@ async def test_a_check_that_fails_is_logged_and_the_next_one_made(
     hub: Hub, log: Logbook, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = await reader_in(hub, CHAT)
-    log.append(CHAT)
+    log.write(CHAT)
     log.failure = ValueError("broken")
     hub.check_positions()
     await until(lambda: caplog.records)
@@ -974,7 +974,7 @@ async def test_a_check_takes_no_notice_of_channels_that_went_meanwhile(
 ) -> None:
     gone, stays = await reader_in(hub, CHAT), await reader_in(hub, "chat:other")
     monkeypatch.setattr(hub_module, "IDLE_CHANNELS_MAX", 0)
-    log.append("chat:other")
+    log.write("chat:other")
     log.held = asyncio.Event()
     reads = log.reads
     hub.check_positions()
@@ -1003,9 +1003,9 @@ async def test_a_new_epoch_ends_the_positions_of_the_old_one(hub: Hub, log: Logb
     minds, does_not = await reader_in(hub, CHAT), await reader_in(hub, CHAT, minds=False)
     slow = await reader_in(hub, CHAT, minds=False)
     slow.pause()
-    hub.deliver_committed(log.append(CHAT, 5))
+    hub.deliver_committed(log.write(CHAT, 5))
     log.begin_anew(CHAT)
-    hub.deliver_committed(log.append(CHAT, 2))
+    hub.deliver_committed(log.write(CHAT, 2))
     await settle()
 
     assert minds.lost == [CHAT]
@@ -1013,7 +1013,7 @@ async def test_a_new_epoch_ends_the_positions_of_the_old_one(hub: Hub, log: Logb
     assert does_not.offsets(CHAT) == [1, 2, 3, 4, 5, 1, 2]
     slow.resume()
     await until(lambda: slow.offsets(CHAT) == [1, 2])
-    hub.deliver_committed(log.append(CHAT))
+    hub.deliver_committed(log.write(CHAT))
     await settle()
     assert slow.offsets(CHAT) == [1, 2, 3]
     result = await joined(hub, Reader(), since=StreamPosition(5, "epoch-1"))
@@ -1022,9 +1022,9 @@ async def test_a_new_epoch_ends_the_positions_of_the_old_one(hub: Hub, log: Logb
 
 async def test_a_new_epoch_is_found_by_a_check(hub: Hub, log: Logbook) -> None:
     reader = await reader_in(hub, CHAT)
-    hub.deliver_committed(log.append(CHAT, 5))
+    hub.deliver_committed(log.write(CHAT, 5))
     log.begin_anew(CHAT)
-    log.append(CHAT, 2)
+    log.write(CHAT, 2)
     hub.check_positions()
     await until(lambda: reader.lost)
 
@@ -1032,14 +1032,14 @@ async def test_a_new_epoch_is_found_by_a_check(hub: Hub, log: Logbook) -> None:
 
 
 async def test_pages_of_a_former_epoch_are_nobodys(hub: Hub, log: Logbook) -> None:
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     reader = Reader(minds=False)
     await joined(hub, reader, since=StreamPosition(0, ""))
     log.held = asyncio.Event()
     await settle()
     # The read of the second page has looked, and while it is on its way:
     log.begin_anew(CHAT)
-    hub.deliver_committed(log.append(CHAT, 1, data="new"))
+    hub.deliver_committed(log.write(CHAT, 1, data="new"))
     log.held.set()
     await until(lambda: reader.writes)
     await settle()
@@ -1050,15 +1050,15 @@ async def test_pages_of_a_former_epoch_are_nobodys(hub: Hub, log: Logbook) -> No
 async def test_a_position_that_both_epochs_have_is_read_in_the_new_one(
     hub: Hub, log: Logbook
 ) -> None:
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     reader = Reader(minds=False)
     await joined(hub, reader, since=StreamPosition(0, ""))
     log.held = asyncio.Event()
     await settle()
     # It stands at 4 and reads on; in the new epoch the hub hears of 5 first.
     log.begin_anew(CHAT)
-    log.append(CHAT, 4, data="new")
-    hub.deliver_committed(log.append(CHAT, data="new"))
+    log.write(CHAT, 4, data="new")
+    hub.deliver_committed(log.write(CHAT, data="new"))
     log.held.set()
     await until(lambda: reader.writes)
     await settle()
@@ -1071,10 +1071,10 @@ async def test_a_log_that_began_anew_in_silence_is_noticed_by_whoever_reads_it(
     hub: Hub, log: Logbook
 ) -> None:
     await reader_in(hub, CHAT)
-    hub.deliver_committed(log.append(CHAT, 3))
+    hub.deliver_committed(log.write(CHAT, 3))
     hub.forget_tail(CHAT)
     log.begin_anew(CHAT)
-    log.append(CHAT, 3)
+    log.write(CHAT, 3)
     late = Reader()
     await joined(hub, late, since=StreamPosition(1, ""))
     await until(lambda: late.lost)
@@ -1087,7 +1087,7 @@ async def test_a_log_that_went_back_in_time_is_noticed_by_a_check(
     hub: Hub, log: Logbook, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = await reader_in(hub, CHAT)
-    committed = log.append(CHAT, 5)
+    committed = log.write(CHAT, 5)
     hub.deliver_committed(committed)
     await turn()
     log._publications[CHAT] = log._publications[CHAT][:3]
@@ -1104,9 +1104,9 @@ async def test_a_channel_that_everybody_left_keeps_its_position_and_its_tail(
     hub: Hub, log: Logbook
 ) -> None:
     reader = await reader_in(hub, CHAT)
-    hub.deliver_committed(log.append(CHAT, 3))
+    hub.deliver_committed(log.write(CHAT, 3))
     hub.leave(reader, CHAT)
-    hub.deliver_committed(log.append(CHAT, 2))
+    hub.deliver_committed(log.write(CHAT, 2))
     reads = log.reads
 
     result = await joined(hub, Reader(), since=StreamPosition(1, "epoch-1"))
@@ -1170,7 +1170,7 @@ async def test_tails_are_bounded_in_number_and_bytes(
 ) -> None:
     monkeypatch.setattr(tails_module, "TAIL_MAX", 4)
     await reader_in(hub, CHAT)
-    hub.deliver_committed(log.append(CHAT, 10))
+    hub.deliver_committed(log.write(CHAT, 10))
     reads = log.reads
     assert await prepared(hub, CHAT, LOG, StreamPosition(6, "epoch-1")) is None
     assert log.reads == reads
@@ -1179,7 +1179,7 @@ async def test_tails_are_bounded_in_number_and_bytes(
 
     monkeypatch.setattr(tails_module, "TAIL_MAX_BYTES", 300)
     await reader_in(hub, "chat:large")
-    hub.deliver_committed(log.append("chat:large", 4, data="x" * 120))
+    hub.deliver_committed(log.write("chat:large", 4, data="x" * 120))
     reads = log.reads
     assert await prepared(hub, "chat:large", LOG, StreamPosition(2, "epoch-1")) is None
     assert log.reads == reads
@@ -1194,7 +1194,7 @@ async def test_all_tails_together_are_bounded_too(
     names = [f"chat:{number}" for number in range(4)]
     for name in names:
         await reader_in(hub, name)
-        hub.deliver_committed(log.append(name, 2, data="x" * 150))
+        hub.deliver_committed(log.write(name, 2, data="x" * 150))
     await turn()
 
     kept = [bool(hub._channels[name].tail) for name in names]
@@ -1204,7 +1204,7 @@ async def test_all_tails_together_are_bounded_too(
 async def test_stopping_ends_whatever_is_under_way(log: Logbook) -> None:
     hub = Hub(asyncio.get_running_loop())
     hub.use(log.streams)
-    log.append(CHAT, 12)
+    log.write(CHAT, 12)
     await joined(hub, Reader(), since=StreamPosition(0, ""))
     log.held = asyncio.Event()
     await settle()
