@@ -1,21 +1,27 @@
 """How well a line is: round trips, a ping's deadline, one word for people (PROTOCOL.md B.4).
 
+Rules
+-----
+1. What a line waits for is in `TRANSITIONS`. An event without an entry is a mistake of the caller
+   and raises `AssertionError`.
+2. Every ping is answered, and a socket keeps order; so the first answer is that to the first ping.
+3. Deadlines are moments of the caller's clock, in seconds. When the caller itself stood still, it
+   says so (`excuse`), and the time counts for nobody: a stalled process must not declare its
+   clients dead.
+
 Theory of operation
 -------------------
 Each answered ping gives a round trip, and RFC 6298 says how to follow it: a smoothed time and a
 smoothed variation. The next answer is late when it takes longer than `srtt + 4 · rttvar`, within
 bounds: a floor, because phones sleep for a second or two, and a ceiling, because a person waits.
-One late answer isn't a verdict: a probe goes out at once, and only when that too stays unanswered
-for as long the line is dead.
+One late answer isn't a verdict: a probe goes out at once, and only when nothing is heard until that
+is late as well, the line is dead. An answer that comes late, but comes, is measured like any other,
+and so the deadline follows a line that became slow. (TCP must not do that with an acknowledgement,
+as it may be that of either copy of a segment; by rule 2 there is no doubt here.)
 
-        ┌────────────── pong ◀───────────────┐
-        ▼                                    │
-    IDLE ──ping──▶ WAITING ──late──▶ PROBING ──late──▶ DEAD
-                      │  ▲
-                      └──┘ pong
-
-Deadlines are moments of the caller's clock. When the caller itself stood still, it says so
-(`excuse`), and the time counts for nobody: a stalled process must not declare its clients dead.
+One ping is timed at a time. One that is sent while another is under way, be it the probe or because
+the session wants an acknowledgement, is counted but not timed; and while answers to those are still
+to come, the next one isn't timed either.
 """
 
 from dataclasses import dataclass
@@ -27,13 +33,13 @@ NEVER: Final = float("inf")
 _ALPHA: Final = 1 / 8  # RFC 6298, 2.3
 _BETA: Final = 1 / 4
 _K: Final = 4  # RFC 6298, 2: RTO = SRTT + K · RTTVAR
+_ROUND_TRIP_MIN: Final = 1e-6  # 0 stands for "not measured"
 
 # Upper bounds of srtt and of srtt + 2 · rttvar in seconds, best first. Above the last one: poor.
-_EXCELLENT: Final = (0.10, 0.15)
-_GOOD: Final = (0.30, 0.50)
-_FAIR: Final = (0.80, 1.50)
-# An unanswered ping in the last few costs a grade or two, however fast the others were.
+_GRADES: Final = ((0.10, 0.15), (0.30, 0.50), (0.80, 1.50))
+# Each unanswered ping of the last few costs a grade, however fast the others were.
 _MISSES_REMEMBERED: Final = 8
+_MISSES_MASK: Final = (1 << _MISSES_REMEMBERED) - 1
 
 
 class Quality(Enum):
@@ -45,6 +51,11 @@ class Quality(Enum):
     POOR = "poor"
 
 
+_BEST_FIRST: Final = tuple(Quality)
+_UNMEASURED: Final = _BEST_FIRST.index(Quality.GOOD)
+_WORST: Final = _BEST_FIRST.index(Quality.POOR)
+
+
 class LineState(Enum):
     """What a line waits for."""
 
@@ -52,6 +63,37 @@ class LineState(Enum):
     WAITING = "waiting"
     PROBING = "probing"
     DEAD = "dead"
+
+
+class LineEvent(Enum):
+    """What happens on a line."""
+
+    PING = "ping"
+    PONG = "pong"
+    LATE = "late"
+
+
+TRANSITIONS: Final[dict[LineState, dict[LineEvent, LineState]]] = {
+    LineState.IDLE: {
+        LineEvent.PING: LineState.WAITING,
+        LineEvent.PONG: LineState.IDLE,  # to a ping that was sent while another was under way
+    },
+    LineState.WAITING: {
+        LineEvent.PING: LineState.WAITING,  # the session wants an acknowledgement
+        LineEvent.PONG: LineState.IDLE,
+        LineEvent.LATE: LineState.PROBING,
+    },
+    LineState.PROBING: {
+        LineEvent.PING: LineState.PROBING,  # the probe
+        LineEvent.PONG: LineState.IDLE,
+        LineEvent.LATE: LineState.DEAD,
+    },
+    # Its socket is about to be closed, and what still happens there changes nothing.
+    LineState.DEAD: {
+        LineEvent.PING: LineState.DEAD,
+        LineEvent.PONG: LineState.DEAD,
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +107,26 @@ class DeadlineBounds:
 class LineHealth:
     """The health of one line."""
 
-    __slots__ = ("_asked_at", "_due", "_misses", "_rttvar", "_srtt", "state")
+    __slots__ = (
+        "_asked_at",
+        "_due",
+        "_is_timed",
+        "_misses",
+        "_rttvar",
+        "_srtt",
+        "_under_way",
+        "state",
+    )
 
     def __init__(self) -> None:
         self.state = LineState.IDLE
         self._srtt = 0.0  # 0: not measured yet
         self._rttvar = 0.0
         self._asked_at = 0.0
+        self._is_timed = False  # whether the next answer is to the ping of `_asked_at`
+        self._under_way = 0  # pings without an answer yet
         self._due = NEVER
-        self._misses = 0  # a bit for each of the last pings, set when it was late
+        self._misses = 0  # a bit for each of the last pings, set when its answer was late
 
     @property
     def rtt(self) -> float:
@@ -91,22 +144,32 @@ class LineHealth:
             return bounds.ceiling
         return min(max(self._srtt + _K * self._rttvar, bounds.floor), bounds.ceiling)
 
+    def _after(self, event: LineEvent) -> LineState:
+        following = TRANSITIONS[self.state].get(event)
+        if following is None:
+            raise AssertionError(f"{event} can't happen on a line that is {self.state}")
+        return following
+
     def asked(self, now: float, bounds: DeadlineBounds) -> None:
-        """A ping was sent."""
-        if self.state is LineState.IDLE:
-            self.state = LineState.WAITING
+        """A ping was sent: a regular one, one for an acknowledgement, or the probe."""
+        before, self.state = self.state, self._after(LineEvent.PING)
+        if before is LineState.IDLE:
             self._asked_at = now
+            self._is_timed = self._under_way == 0
             self._due = now + self.deadline(bounds)
+        self._under_way += 1
 
     def answered(self, now: float) -> bool:
         """A pong came; False when none was due."""
-        if self.state is LineState.IDLE or self.state is LineState.DEAD:
+        before, self.state = self.state, self._after(LineEvent.PONG)
+        self._under_way = max(self._under_way - 1, 0)
+        if before is LineState.IDLE or before is LineState.DEAD:
             return False
-        if self.state is LineState.WAITING:
-            self._measure(max(now - self._asked_at, 1e-6))
-            self._misses = (self._misses << 1) & ((1 << _MISSES_REMEMBERED) - 1)
-        # A pong to a probe may belong to the ping before it: Karn's rule, no measurement.
-        self.state = LineState.IDLE
+        if self._is_timed:
+            self._is_timed = False
+            self._measure(max(now - self._asked_at, _ROUND_TRIP_MIN))
+        if before is LineState.WAITING:
+            self._misses = self._misses << 1 & _MISSES_MASK
         self._due = NEVER
         return True
 
@@ -117,16 +180,18 @@ class LineHealth:
         self._rttvar = (1 - _BETA) * self._rttvar + _BETA * abs(self._srtt - rtt)
         self._srtt = (1 - _ALPHA) * self._srtt + _ALPHA * rtt
 
-    def late(self, now: float, bounds: DeadlineBounds) -> LineState:
-        """Called when `due` has passed. PROBING: send a ping at once. DEAD: give the line up."""
+    def late(self, now: float, bounds: DeadlineBounds) -> LineState | None:
+        """Called when `due` has passed. PROBING: send a ping at once. DEAD: give the line up.
+
+        None when it hasn't passed, after all: nothing is to be done.
+        """
         if now < self._due:
-            return self.state
-        if self.state is LineState.WAITING:
-            self.state = LineState.PROBING
-            self._misses = (self._misses << 1 | 1) & ((1 << _MISSES_REMEMBERED) - 1)
+            return None
+        self.state = self._after(LineEvent.LATE)
+        if self.state is LineState.PROBING:
+            self._misses = (self._misses << 1 | 1) & _MISSES_MASK
             self._due = now + self.deadline(bounds)
-        elif self.state is LineState.PROBING:
-            self.state = LineState.DEAD
+        else:
             self._due = NEVER
         return self.state
 
@@ -134,19 +199,17 @@ class LineHealth:
         """We stood still for so long ourselves: nobody is late because of that."""
         if self._due != NEVER:
             self._due += seconds
-            self._asked_at += seconds
+            self._is_timed = False  # the answer may have lain here unread
 
     @property
     def quality(self) -> Quality:
         """The line in a word. GOOD before anything was measured."""
-        misses = self._misses.bit_count()
-        if not self._srtt and not misses:
-            return Quality.GOOD
+        grade = self._grade() if self._srtt else _UNMEASURED
+        return _BEST_FIRST[min(grade + self._misses.bit_count(), _WORST)]
+
+    def _grade(self) -> int:
         spread = self._srtt + 2 * self._rttvar
-        grade = 3
-        for index, (srtt, worst) in enumerate((_EXCELLENT, _GOOD, _FAIR)):
+        for grade, (srtt, worst) in enumerate(_GRADES):
             if self._srtt <= srtt and spread <= worst:
-                grade = index
-                break
-        grade = min(grade + misses, 3)
-        return (Quality.EXCELLENT, Quality.GOOD, Quality.FAIR, Quality.POOR)[grade]
+                return grade
+        return _WORST

@@ -18,11 +18,19 @@ evicts the former socket in the same step: whatever still comes from an older ge
 by whoever owns the sockets. A straggler is an attempt to resume that was overtaken by a later one
 of the same client. Since a client resets its counter of attempts only after `stable` seconds of
 connection, an attempt within that time that doesn't have a higher number is one (`Gone.FENCED`).
+That is asked first: a straggler's count is old as well, and that says nothing against its client.
 
-The tail is bounded in frames and bytes. Half full, the session asks for an acknowledgement (once,
-until one comes). Full, the tail is dropped: live delivery goes on, but frames up to that moment can
-no longer be replayed. A client that acknowledges them after all has lost nothing; one that resumes
-from before them gets `Gone.OVERFLOW`, and part A's recovery takes over.
+The tail is bounded in frames and bytes. More than half full, the session asks for an
+acknowledgement (once, until one comes). Over its limit, the tail is dropped: live delivery goes on,
+but frames up to that moment can no longer be replayed. A client that acknowledges them after all
+has lost nothing; one that resumes from before them gets `Gone.OVERFLOW`, and part A's recovery
+takes over. So does one that resumes from before what it acknowledged: it had those frames, and
+they are no longer here. What is dropped while there is no socket was never written, so nobody can
+resume from behind it, and the caller may as well end the session.
+
+A session ends when its retention is over, but never before a moment at which the server told its
+client to come back (`extend`). A draining server says that while the socket is still there; it is
+kept in mind until the socket is lost.
 
 Time is an argument, in seconds of one monotonic clock.
 """
@@ -123,7 +131,7 @@ class Resumed:
     """A resumption: the new generation, what was processed, and what to send again.
 
     `replay` are entries in order; of the first one, `skip` frames were received already. `count`
-    frames remain to be sent.
+    frames remain to be sent: all that the entries cover, less `skip`.
     """
 
     generation: int
@@ -151,6 +159,7 @@ class Session:
         "_acknowledged",
         "_asked",
         "_attempt",
+        "_expected_at",
         "_lost_up_to",
         "_resumed_at",
         "_tail",
@@ -177,6 +186,7 @@ class Session:
         self._asked = False
         self._attempt = 0  # that resumed it last
         self._resumed_at = -NEVER
+        self._expected_at = -NEVER  # when the client was told to come back
 
     # --- counting ---------------------------------------------------------------------------------
 
@@ -230,19 +240,23 @@ class Session:
 
     # --- life -------------------------------------------------------------------------------------
 
-    def _move(self, event: SessionEvent) -> None:
+    def _after(self, event: SessionEvent) -> SessionState:
         following = TRANSITIONS[self.state].get(event)
         if following is None:
             raise AssertionError(f"{event} can't happen to a session that is {self.state}")
-        self.state = following
+        return following
 
     def lose(self, now: float, retention: float) -> None:
         """The socket is gone: keep the session for `retention` seconds."""
-        self._move(SessionEvent.LOSE)
-        self.expires_at = now + retention
+        self.state = self._after(SessionEvent.LOSE)
+        self.expires_at = max(now + retention, self._expected_at)
 
     def extend(self, until: float) -> None:
-        """Don't end before a moment at which the client was told to come back (B.3)."""
+        """Don't end before a moment at which the client was told to come back (B.3).
+
+        It holds until the session is resumed, whether its socket is lost already or will be.
+        """
+        self._expected_at = max(self._expected_at, until)
         if self.state is SessionState.DETACHED:
             self.expires_at = max(self.expires_at, until)
 
@@ -250,19 +264,21 @@ class Session:
         """Continue on a new socket.
 
         `stable` is after how many seconds of connection the client resets its counter of attempts.
-        `Gone` leaves the state as it was: a straggler (FENCED) changes nothing, otherwise the
-        caller ends the session then. Raises `SessionViolation` for a count from the future, or
-        below what was acknowledged: those frames were received once and are no longer here.
+        `Gone` leaves the session as it was: a straggler (FENCED) has no effect, and after OVERFLOW
+        the caller ends the session, for some of what it should replay is no longer here. Raises
+        `SessionViolation` for a count from the future.
         """
-        if wish.received > self.sent or wish.received < self._acknowledged:
-            raise SessionViolation(f"resumed after {wish.received} of {self.sent} frames")
+        state = self._after(SessionEvent.RESUME)
         if 0 < wish.attempt <= self._attempt and now < self._resumed_at + stable:
             return Gone.FENCED
-        if wish.received < self._lost_up_to:
+        if wish.received > self.sent:
+            raise SessionViolation(f"resumed after {wish.received} of {self.sent} frames")
+        if wish.received < max(self._acknowledged, self._lost_up_to):
             return Gone.OVERFLOW
-        self._move(SessionEvent.RESUME)
+        self.state = state
         self.generation += 1
         self.expires_at = NEVER
+        self._expected_at = -NEVER
         self._attempt = wish.attempt
         self._resumed_at = now
         self.acknowledge(wish.received)
@@ -284,7 +300,7 @@ class Session:
         self._end(SessionEvent.BREAK)
 
     def _end(self, event: SessionEvent) -> None:
-        self._move(event)
+        self.state = self._after(event)
         self._tail = None
         self.tail_bytes = 0
         self.expires_at = NEVER
