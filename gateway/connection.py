@@ -229,6 +229,11 @@ class Connection:
         return self._link.sink
 
     @property
+    def record(self) -> Callable[[bytes, int], None] | None:
+        """See `hub.Subscriber`."""
+        return None
+
+    @property
     def deflate(self) -> bool:
         """See `hub.Subscriber`."""
         return self._link.deflate
@@ -434,7 +439,7 @@ class Connection:
             if subscription.presence:
                 services.presence.add(channel, self.client.id, self.client.user, info)
             if subscription.join_leave:
-                services.hub.announce_join(channel, info)
+                services.hub.announce_join(channel, self.client.id, info)
         return joined
 
     def leave(self, subscription: Subscription) -> None:
@@ -448,7 +453,7 @@ class Connection:
             info = codec.client_info(
                 self.client.user, self.client.id, self.client.info, subscription.chan_info
             )
-            services.hub.announce_leave(channel, info)
+            services.hub.announce_leave(channel, self.client.id, info)
 
     def publish(self, command_id: int, publishing: Publishing) -> None:
         """See `actions.Actions`."""

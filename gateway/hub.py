@@ -10,10 +10,10 @@ own `write`, without a look at each subscriber's state. Frames of one loop turn 
 Whoever can't be part of that loop is kept out of it:
 
 * *catching up*: a subscriber with a position of its own, because it recovers from the log, because
-  its socket was over the high-water mark, or because this process itself missed publications. One
-  pump per channel reads pages, shares them among all at the same position, and promotes those who
-  have reached `top`. Nothing is ever queued for a slow reader: the log is its queue.
-* *skipped*: a slow subscriber of a channel without a log. What it misses is dropped and counted.
+  it was slow or away, or because this process itself missed publications (see `catchup`).
+* *parked*: one that can't be written to now. Nothing is ever queued for it: the log is its queue,
+  and what isn't in the log it misses, is told so, and it is counted (see `waiting`).
+* *recording*: a session without a socket, in a channel without a log.
 
 Frames that wait for the end of the loop turn count as sent, so they are flushed before anybody
 enters or leaves the loop.
@@ -23,33 +23,26 @@ import asyncio
 import fnmatch
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from gateway.backlogs import Backlogs
 from gateway.broker.contract import Committed, Transient
-from gateway.channel import Audience, Channel, Subscriber
+from gateway.catchup import CatchUp, first_page
+from gateway.channel import Audience, Behind, Channel, Subscriber
 from gateway.fanout import FanOut
 from gateway.protocol.channels import ChannelOptions
-from gateway.protocol.codec import (
-    StreamPosition,
-    join_push,
-    leave_push,
-    publication_push,
-)
+from gateway.protocol.codec import StreamPosition, join_push, leave_push, publication_push
 from gateway.protocol.codes import INTERNAL, ErrorCode
-from gateway.protocol.frames import text_frame
 from gateway.protocol.subscription import Joined
 from gateway.streams import LogUnavailable, Streams
-from gateway.tails import Tails
+from gateway.waiting import Waiting
 from metrics import instruments
 
 logger = logging.getLogger(__name__)
 
 # Channels without subscribers whose position is still known, about 1 KB each.
 IDLE_CHANNELS_MAX: Final = 20_000
-# What one subscriber is written at once while it catches up; between two such pieces its write
-# pressure is looked at. Also bounds the publications in a subscribe reply.
-CATCH_UP_BYTES: Final = 64 * 1024
 POSITIONS_AT_ONCE: Final = 1000
 LOG_RETRY_DELAY: Final = 1.0
 
@@ -62,10 +55,12 @@ class Hub:
         self._streams: Streams | None = None
         self._channels: dict[str, Channel] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
-        self._tails = Tails()
-        self._out = FanOut(loop, compression_min_bytes, self._demote_paused)
-        # Who was paused while the fan-out looped over its audience, and its channels.
-        self._paused: list[tuple[Subscriber, list[str]]] = []
+        self._out = FanOut(loop, compression_min_bytes)
+        self._catch_up = CatchUp(self._out, self._spawn, self._lose_position, self.check_positions)
+        self._backlogs = Backlogs()
+        self._waiting = Waiting(self._channels, self._out, self._catch_up, self._backlogs)
+        self._transient_drops = instruments.DROPS.labels("transient").inc
+        self._ephemeral_drops = instruments.DROPS.labels("ephemeral").inc
         self._tasks: set[asyncio.Task[None]] = set()
         self._checking: asyncio.Task[None] | None = None
         self._check_again = False
@@ -79,6 +74,7 @@ class Hub:
         """Read positions and pages from there. Streams hand their commits to the hub, so one of the
         two has to come first."""
         self._streams = streams
+        self._catch_up.use(streams)
 
     async def stop(self) -> None:
         """End the pumps."""
@@ -123,7 +119,7 @@ class Hub:
             answer(None)
             return
         channel = self._open(name, options)
-        if channel.epoch is not None and self._at_hand(channel, since):
+        if channel.epoch is not None and self._catch_up.at_hand(channel, since):
             answer(None)
             return
         channel.preparing += 1
@@ -137,13 +133,6 @@ class Hub:
                 self._rest(channel)  # until somebody enters; the others are opened by who enters
         return channel
 
-    def _at_hand(self, channel: Channel, since: StreamPosition | None) -> bool:
-        """Whether nothing has to be read to join from `since`."""
-        if since is None or (since.epoch and since.epoch != channel.epoch):
-            return True
-        tail_start = channel.tail[0][0] if channel.tail else channel.top + 1
-        return tail_start - 1 <= since.offset <= channel.top
-
     async def _prepare(
         self,
         channel: Channel,
@@ -153,8 +142,8 @@ class Hub:
         assert self._streams is not None, "use() comes before the first client"
         try:
             await self._load(channel, since)
-            if since and since.offset < channel.top and not self._at_hand(channel, since):
-                await self._read_after(channel, since.offset)
+            if since and since.offset < channel.top and not self._catch_up.at_hand(channel, since):
+                await self._catch_up.read_after(channel, since.offset)
         except LogUnavailable:
             answer(INTERNAL)
         except Exception:
@@ -204,10 +193,7 @@ class Hub:
             self._out.flush()
         if not options.keeps_history:
             self._enter(channel, subscriber, listens)
-            if subscriber.paused:
-                channel.skipped.add(subscriber)
-            else:
-                channel.live.add(subscriber)
+            self._place(channel, subscriber, channel.top)
             return Joined()
         if channel.epoch is None:
             raise AssertionError(f"joined {name!r} before it was prepared")
@@ -216,7 +202,7 @@ class Hub:
             self._enter(channel, subscriber, listens)
             self._place(channel, subscriber, channel.top)
             return Joined(top)
-        publications = self._publications_after(channel, since)
+        publications = self._catch_up.remembered_after(channel, since)
         instruments.RECOVERIES.labels("false" if publications is None else "true").inc()
         if publications is None and only_recovered:
             return None
@@ -226,52 +212,61 @@ class Hub:
             first = since.offset + 1 if since.epoch in ("", channel.epoch) else 1
             gap = (first, channel.top) if first <= channel.top else None
             return Joined(top, recovered=False, gap=gap)
-        first_page = _up_to_bytes(publications, CATCH_UP_BYTES)
-        self._place(channel, subscriber, first_page[-1][0] if first_page else since.offset)
-        return Joined(top, recovered=True, publications=tuple(pub for _, pub in first_page))
+        page = first_page(publications)
+        self._place(channel, subscriber, page[-1][0] if page else since.offset)
+        return Joined(top, recovered=True, publications=tuple(pub for _, pub in page))
+
+    def restore(
+        self,
+        subscriber: Subscriber,
+        name: str,
+        options: ChannelOptions,
+        position: StreamPosition | None,
+        listens: bool,
+    ) -> bool:
+        """Place a session without a socket in a prepared channel, where it was (see `position`).
+
+        False when the log is another one than it was in: then it isn't placed.
+        """
+        channel = self._open(name, options)
+        if channel.has_pending:
+            self._out.flush()
+        if not channel.logged:
+            self._enter(channel, subscriber, listens)
+            self._waiting.record(channel, subscriber)
+            return True
+        if channel.epoch is None:
+            raise AssertionError(f"restored into {name!r} before it was prepared")
+        if position is None or position.epoch != channel.epoch or position.offset > channel.top:
+            return False
+        self._enter(channel, subscriber, listens)
+        channel.parked[subscriber] = Behind(position.offset, channel.transients)
+        return True
 
     def _enter(self, channel: Channel, subscriber: Subscriber, listens: bool) -> None:
         if not len(channel):
             self._active += 1
             self._idle.pop(channel.name, None)
         self._subscriptions += 1
-        if listens:
+        if listens and subscriber.paused:
+            self._backlogs.wait(channel, subscriber)
+        elif listens:
             if channel.listeners is None:
                 channel.listeners = Audience()
             channel.listeners.add(subscriber)
 
-    def _place(self, channel: Channel, subscriber: Subscriber, position: int) -> None:
-        """Let a subscriber go on from a position: live, or catching up."""
-        if position == channel.top and not subscriber.paused:
+    def _place(self, channel: Channel, subscriber: Subscriber, offset: int) -> None:
+        """Let a subscriber go on from an offset: live, or catching up."""
+        if subscriber.paused:
+            channel.parked[subscriber] = Behind(offset, channel.transients)
+        elif offset == channel.top:
             channel.live.add(subscriber)
         else:
-            channel.catching_up[subscriber] = position
-            self._start_pump(channel)
-
-    def _publications_after(
-        self, channel: Channel, since: StreamPosition
-    ) -> Sequence[tuple[int, bytes]] | None:
-        """What memory holds right behind `since`; None when the log doesn't reach back to it.
-
-        Nothing at hand is no answer yet: the pump reads on and finds out.
-        """
-        assert self._streams is not None
-        if since.offset > channel.top or (since.epoch and since.epoch != channel.epoch):
-            return None
-        if since.offset == channel.top:
-            return ()
-        publications = self._tails.after(channel, since.offset)
-        if publications is None:
-            page = self._streams.cached_page(channel.name, since.offset)
-            if page is None or page.epoch != channel.epoch or page.until <= since.offset:
-                return ()
-            publications = page.after(since.offset)
-        if not publications or publications[0][0] != since.offset + 1:
-            return None
-        return _up_to(publications, channel.top)
+            channel.catching_up[subscriber] = Behind(offset, channel.transients)
+            self._catch_up.start(channel)
 
     def leave(self, subscriber: Subscriber, name: str) -> None:
-        """Take a subscriber out of a channel."""
+        """Take a subscriber out of a channel, whether it is being written to or not."""
         channel = self._channels.get(name)
         if channel is None:
             return
@@ -279,11 +274,11 @@ class Hub:
         if listeners is not None and listeners.remove(subscriber) and not len(listeners):
             channel.listeners = None
         if not (
-            channel.live.remove(subscriber) or channel.catching_up.pop(subscriber, None) is not None
+            channel.live.remove(subscriber)
+            or channel.catching_up.pop(subscriber, None) is not None
+            or self._waiting.leave(channel, subscriber)
         ):
-            if subscriber not in channel.skipped:
-                return
-            channel.skipped.discard(subscriber)
+            return
         self._subscriptions -= 1
         if not len(channel):
             self._active -= 1
@@ -304,13 +299,13 @@ class Hub:
         channel = self._channels.get(name)
         if channel is not None and not len(channel) and not channel.preparing:
             del self._channels[name]
-            self._tails.drop(channel)
+            self._catch_up.forget(channel)
 
     def forget_tail(self, name: str) -> None:
         """Drop what memory holds of a channel whose history was removed."""
         channel = self._channels.get(name)
         if channel is not None:
-            self._tails.drop(channel)
+            self._catch_up.forget_removed(channel)
 
     # --- publications in --------------------------------------------------------------------------
 
@@ -328,8 +323,8 @@ class Hub:
                 self._begin_epoch(channel, publication)
             elif offset == channel.top + 1:
                 channel.top = offset
-                self._tails.keep(channel, offset, publication.pub)
-                if channel.live.plain or channel.live.deflated:
+                self._catch_up.keep(channel, offset, publication.pub)
+                if len(channel.live):
                     push = publication_push(channel.name_json, publication.pub)
                     self._out.append(channel.live, push)
             elif offset > channel.top:
@@ -341,36 +336,50 @@ class Hub:
         channel = self._channels.get(publication.channel)
         if channel is None:
             return
-        missed = len(channel.skipped) + len(channel.catching_up)
-        if missed:
-            kind = "ephemeral" if publication.ephemeral else "transient"
-            instruments.DROPS.labels(kind).inc(missed)
-        if len(channel.live):
-            self._out.append(channel.live, publication_push(channel.name_json, publication.pub))
+        missed = len(channel.parked) + len(channel.catching_up)
+        recording = channel.recording
+        if publication.ephemeral:
+            missed += 0 if recording is None else len(recording)
+            if missed:
+                self._ephemeral_drops(missed)
+            recording = None
+        else:
+            channel.transients += 1
+            if missed:
+                self._transient_drops(missed)
+        if len(channel.live) or recording is not None:
+            push = publication_push(channel.name_json, publication.pub)
+            if len(channel.live):
+                self._out.append(channel.live, push)
+            if recording is not None:
+                self._out.append(recording, push)
 
-    def announce_join(self, name: str, info: bytes) -> None:
-        """Tell a channel's listeners that somebody came; `info` is ClientInfo in JSON."""
-        self._announce(name, info, join_push)
+    def announce_join(self, name: str, client: str, info: bytes) -> None:
+        """Tell a channel's listeners that a client came; `info` is its ClientInfo in JSON."""
+        self._announce(name, client, info, joins=True)
 
-    def announce_leave(self, name: str, info: bytes) -> None:
-        """Tell a channel's listeners that somebody left."""
-        self._announce(name, info, leave_push)
+    def announce_leave(self, name: str, client: str, info: bytes) -> None:
+        """Tell a channel's listeners that a client left."""
+        self._announce(name, client, info, joins=False)
 
-    def _announce(self, name: str, info: bytes, push: Callable[[bytes, bytes], bytes]) -> None:
+    def _announce(self, name: str, client: str, info: bytes, joins: bool) -> None:
         channel = self._channels.get(name)
-        if channel is not None and channel.listeners is not None:
+        if channel is None:
+            return
+        self._backlogs.note(channel, client, joins, info)
+        if channel.listeners is not None and len(channel.listeners):
+            push = join_push if joins else leave_push
             self._out.append(channel.listeners, push(channel.name_json, info))
 
     def _fall_behind(self, channel: Channel, top: int) -> None:
         """This process missed publications: everybody catches up from the log."""
         self._out.flush()
-        for members in (channel.live.plain, channel.live.deflated):
-            for subscriber in members:
-                channel.catching_up[subscriber] = channel.top
-            members.clear()
+        here = channel.here
+        for subscriber in channel.live.clear():
+            channel.catching_up[subscriber] = here
         channel.top = top
-        self._tails.drop(channel)
-        self._start_pump(channel)
+        self._catch_up.forget(channel)
+        self._catch_up.start(channel)
 
     def _begin_epoch(self, channel: Channel, first: Committed) -> None:
         """The channel's log began anew: positions in the old one mean nothing."""
@@ -382,161 +391,62 @@ class Hub:
         self._out.flush()
         channel.epoch = position.epoch
         channel.top = position.offset
-        self._tails.drop(channel)
-        members = [*channel.catching_up, *channel.live.plain, *channel.live.deflated]
-        self._lose_position(channel, members)
+        self._catch_up.forget(channel)
+        self._lose_position(channel, [*channel.catching_up, *channel.parked, *channel.live])
 
     def _lose_position(self, channel: Channel, subscribers: Iterable[Subscriber]) -> None:
+        """Tell these subscribers, a list of their own: each may leave this channel and others."""
         for subscriber in subscribers:
             if subscriber.position_lost(channel.name):
                 self.leave(subscriber, channel.name)  # in case it didn't do so itself
-            elif subscriber in channel.catching_up:
-                # It doesn't follow positions: let it go on with what comes.
-                channel.catching_up[subscriber] = channel.top
-
-    # --- slow readers -----------------------------------------------------------------------------
-
-    def writing_paused(self, subscriber: Subscriber, names: Iterable[str]) -> None:
-        """A subscriber's socket is over its high-water mark: nothing more is written to it."""
-        if self._out.flushing:
-            # Called from inside the loop over the sinks; it must not change under the loop.
-            self._paused.append((subscriber, list(names)))
-            return
-        self._out.flush()
-        self._demote(subscriber, names)
-
-    def _demote_paused(self) -> None:
-        if self._paused:
-            paused, self._paused = self._paused, []
-            for subscriber, names in paused:
-                self._demote(subscriber, names)
-
-    def _demote(self, subscriber: Subscriber, names: Iterable[str]) -> None:
-        for name in names:
-            channel = self._channels.get(name)
-            if channel is None:
                 continue
-            if channel.listeners is not None and subscriber in channel.listeners:
-                channel.listeners.remove(subscriber)
-                instruments.DROPS.labels("presence").inc()
-            if channel.live.remove(subscriber):
-                if channel.logged:
-                    channel.catching_up[subscriber] = channel.top
-                    instruments.DEMOTIONS.inc()
-                else:
-                    channel.skipped.add(subscriber)
+            # It doesn't follow positions: let it go on with what comes.
+            for members in (channel.catching_up, channel.parked):
+                if subscriber in members:
+                    behind = members[subscriber]
+                    members[subscriber] = Behind(channel.top, behind.transients)
 
-    def writing_resumed(self, subscriber: Subscriber, names: Mapping[str, bool]) -> None:
-        """The socket took what was buffered; `names` says whether it listens to joins there."""
-        for name, listens in names.items():
-            channel = self._channels.get(name)
-            if channel is None:
-                continue
-            if listens and channel.listeners is None:
-                channel.listeners = Audience()
-            if listens and channel.listeners is not None:
-                channel.listeners.add(subscriber)
-            if subscriber in channel.skipped:
-                channel.skipped.discard(subscriber)
-                channel.live.add(subscriber)
-            elif subscriber in channel.catching_up:
-                self._start_pump(channel)
+    # --- slow readers, and sessions without a socket ----------------------------------------------
 
-    # --- catching up ------------------------------------------------------------------------------
+    def writing_paused(self, subscriber: Subscriber, names: Collection[str]) -> None:
+        """A subscriber's socket is over its high-water mark: nothing more is written to it.
 
-    def _start_pump(self, channel: Channel) -> None:
-        if channel.pump is None or channel.pump.done():
-            channel.pump = self._spawn(self._pump(channel))
-
-    async def _pump(self, channel: Channel) -> None:
-        """Bring the subscribers that catch up to the top, the hindmost first.
-
-        One round brings everybody a page further, so that they meet at the pages' ends and the cost
-        of looking for them is that of the pages, however scattered they were.
+        `names` are the channels that it is in; so below.
         """
-        while True:
-            # Let the replies out that were queued in the turn in which somebody was placed here.
-            await asyncio.sleep(0)
-            self._out.flush()
-            followers: dict[int, list[Subscriber]] = {}
-            for subscriber, at in channel.catching_up.items():
-                if not subscriber.paused:
-                    followers.setdefault(at, []).append(subscriber)
-            if not followers:
-                return
-            try:
-                for after in sorted(followers):
-                    await self._pump_from(channel, after, followers[after])
-            except Exception as error:
-                if not isinstance(error, LogUnavailable):
-                    logger.exception("could not read the log of a channel")
-                await asyncio.sleep(LOG_RETRY_DELAY)
+        self._waiting.pause(subscriber, names)
 
-    async def _pump_from(
-        self, channel: Channel, after: int, followers: Sequence[Subscriber]
-    ) -> None:
-        """Bring those who were at one position a page further, if they still are there."""
-        epoch = channel.epoch
-        publications: Sequence[tuple[int, bytes]] = ()
-        if after < channel.top:
-            publications = await self._read_after(channel, after)
-        if channel.epoch == epoch:
-            self._advance(channel, after, publications, followers)
-        await asyncio.sleep(0)  # the page may have been at hand, and others want their turn
+    def writing_resumed(self, subscriber: Subscriber, names: Collection[str]) -> None:
+        """The socket took what was buffered."""
+        self._waiting.go_on(subscriber, names)
 
-    async def _read_after(self, channel: Channel, after: int) -> Sequence[tuple[int, bytes]]:
-        assert self._streams is not None
-        publications = self._tails.after(channel, after)
-        if publications is None:
-            # What the tail holds need not be read.
-            until = channel.tail[0][0] - 1 if channel.tail else channel.top
-            top = StreamPosition(until, channel.epoch or "")
-            page = await self._streams.page(channel.name, channel.options, after, top)
-            if page is None or page.epoch != channel.epoch:
-                self.check_positions()  # the log began anew, and nobody told us
-                return ()
-            publications = page.after(after)
-        return publications
+    def detach(self, subscriber: Subscriber, names: Collection[str]) -> None:
+        """A session's socket is gone, and the session stays where it is.
 
-    def _advance(
-        self,
-        channel: Channel,
-        after: int,
-        publications: Sequence[tuple[int, bytes]],
-        followers: Sequence[Subscriber],
-    ) -> None:
-        """Write to everybody at one position, and promote those who reach the top."""
-        followers = [
-            sub for sub in followers if channel.catching_up.get(sub) == after and not sub.paused
-        ]
-        if not followers:
-            return
-        if after < channel.top and (not publications or publications[0][0] != after + 1):
-            self._lose_position(channel, followers)
-            return
-        pieces = _pieces(channel.name_json, _up_to(publications, channel.top))
-        deflated: dict[int, bytes] = {}  # made once, for those who want it
-        for subscriber in followers:
-            position = after
-            for last, frames, pushes in pieces:
-                if subscriber.paused:
-                    break
-                if subscriber.deflate:
-                    if last not in deflated:
-                        deflated[last] = self._out.deflated(pushes)
-                    frames = deflated[last]
-                try:
-                    subscriber.sink(frames)
-                except Exception:  # must not cost the others their message
-                    logger.exception("could not write to a subscriber")
-                self._out.delivered += len(pushes)
-                position = last
-            channel.catching_up[subscriber] = position
-        self._out.flush()
-        for subscriber in followers:
-            if channel.catching_up.get(subscriber) == channel.top and not subscriber.paused:
-                del channel.catching_up[subscriber]
-                channel.live.add(subscriber)
+        Publications without a log are recorded, those of a log are left there. Whoever joins a
+        channel without a socket says this right after it.
+        """
+        self._waiting.detach(subscriber, names)
+
+    def attach(self, subscriber: Subscriber, names: Collection[str]) -> None:
+        """It has a socket again, on which its replay was written in this same step."""
+        self._waiting.go_on(subscriber, names)
+
+    def position(self, subscriber: Subscriber, name: str) -> StreamPosition | None:
+        """Up to where a subscriber has a channel's log; None without a log, or when it isn't in."""
+        channel = self._channels.get(name)
+        if channel is None or channel.epoch is None:
+            return None
+        behind = channel.parked.get(subscriber) or channel.catching_up.get(subscriber)
+        if behind is not None:
+            return StreamPosition(behind.offset, channel.epoch)
+        return StreamPosition(channel.top, channel.epoch) if subscriber in channel.live else None
+
+    def take_presence_backlog(self, subscriber: Subscriber, names: Iterable[str]) -> list[bytes]:
+        """What a session without a socket would be told by `attach` beside publications of a log.
+
+        Joins and leaves summed up, and gaps. `attach` will begin behind them.
+        """
+        return self._waiting.take_backlog(subscriber, names)
 
     # --- checking ---------------------------------------------------------------------------------
 
@@ -605,34 +515,3 @@ class Hub:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("a hub task failed", exc_info=task.exception())
-
-
-def _up_to(publications: Sequence[tuple[int, bytes]], top: int) -> Sequence[tuple[int, bytes]]:
-    """Without those above `top`: the log has them, but this process hasn't been handed them yet."""
-    early = publications[-1][0] - top if publications else 0
-    return publications[:-early] if early > 0 else publications
-
-
-def _up_to_bytes(
-    publications: Sequence[tuple[int, bytes]], size_max: int
-) -> Sequence[tuple[int, bytes]]:
-    """The first publications up to a size, one at least."""
-    size = 0
-    for count, (_, pub) in enumerate(publications):
-        size += len(pub)
-        if size > size_max and count:
-            return publications[:count]
-    return publications
-
-
-def _pieces(
-    name_json: bytes, publications: Sequence[tuple[int, bytes]]
-) -> list[tuple[int, bytes, list[bytes]]]:
-    """Publications as `(last offset, joined plain frames, pushes)` of bounded size."""
-    pieces = []
-    while publications:
-        part = _up_to_bytes(publications, CATCH_UP_BYTES)
-        publications = publications[len(part) :]
-        pushes = [publication_push(name_json, pub) for _, pub in part]
-        pieces.append((part[-1][0], b"".join(map(text_frame, pushes)), pushes))
-    return pieces

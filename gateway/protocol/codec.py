@@ -368,6 +368,19 @@ def leave_push(channel_json: bytes, info: bytes) -> bytes:
     return b'{"push":{"channel":%b,"leave":{"info":%b}}}' % (channel_json, info)
 
 
+def gap_push(channel_json: bytes, *, dropped: int = 0, presence: int = 0) -> bytes:
+    """This client read too slowly: so many publications without history it will never get.
+
+    `presence` is how many joins and leaves it wasn't told. An addition that stock SDKs ignore.
+    """
+    members = []
+    if dropped:
+        members.append(b'"dropped":%d' % dropped)
+    if presence:
+        members.append(b'"presence":%d' % presence)
+    return b'{"push":{"channel":%b,"gap":{%b}}}' % (channel_json, b",".join(members))
+
+
 def unsubscribe_push(channel: str, unsubscribe: Unsubscribe) -> bytes:
     """The server ended this client's subscription."""
     return b'{"push":{"channel":%b,"unsubscribe":{"code":%d,"reason":%b}}}' % (

@@ -16,7 +16,7 @@ import pytest
 
 from gateway import hub as hub_module
 from gateway.broker.memory import MemoryBroker
-from gateway.channel import Sink
+from gateway.channel import Recorder, Sink
 from gateway.hub import Hub
 from gateway.protocol.actions import Published, Publishing
 from gateway.protocol.channels import ChannelOptions
@@ -134,6 +134,10 @@ class Reader:
     @property
     def sink(self) -> Sink:
         return self._write
+
+    @property
+    def record(self) -> Recorder | None:
+        return None
 
     def _write(self, data: bytes) -> None:
         for payload in frames(data):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from gateway.broker.contract import Broker, Committed
-from gateway.channel import Sink
+from gateway.channel import Recorder, Sink
 from gateway.hub import Hub
 from gateway.protocol.actions import Published, Publishing
 from gateway.protocol.channels import ChannelOptions
@@ -189,6 +189,11 @@ class Reader:
     def sink(self) -> Sink:
         """See `channel.Subscriber`."""
         return self._write
+
+    @property
+    def record(self) -> Recorder | None:
+        """See `channel.Subscriber`."""
+        return None
 
     def position_lost(self, channel: str) -> bool:
         """See `channel.Subscriber`."""
