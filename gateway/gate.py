@@ -11,7 +11,9 @@ import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any, Final
 
 import orjson
@@ -21,6 +23,7 @@ from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMessage
 from multidict import CIMultiDict, MultiMapping
 
+from gateway.acceptance import QUEUE_HARD, AcceptControl, Arrival
 from gateway.connections import ConnectionManager
 from gateway.protocol.handshake import Accepted, OriginPolicy, Refused, negotiate
 from gateway.wheel import Wheel
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 WEBSOCKET_PATH: Final = "/connection/websocket"
 HEAD_MAX_BYTES: Final = 16 * 1024  # what Node and Tomcat allow; cookies and tokens fit
+# What may be held of an upgrade that waits for its turn: its head, and a first message behind it.
+HELD_MAX_BYTES: Final = 4 * HEAD_MAX_BYTES
 _ACCEPTED: Final = instruments.HANDSHAKES.labels("accepted")
 _REQUEST_PREFIX: Final = b"GET " + WEBSOCKET_PATH.encode()
 
@@ -42,6 +47,7 @@ class Reception:
 
     loop: asyncio.AbstractEventLoop
     manager: ConnectionManager
+    acceptance: AcceptControl
     wheel: Wheel
     http: Callable[[], asyncio.Protocol]  # makes aiohttp's protocol for one connection
     origins: OriginPolicy
@@ -112,16 +118,23 @@ def _merged(headers: MultiMapping[str]) -> MultiMapping[str]:
     return merged
 
 
-class Gate(asyncio.Protocol):
-    """A TCP connection until its first request's head is complete."""
+class _State(Enum):
+    READING = "reading"  # the head isn't complete
+    WAITING = "waiting"  # it is, and the accept control has the turn
+    REFUSED = "refused"
 
-    __slots__ = ("_due", "_head", "_reception", "_refused", "_transport", "wheel_tick")
+
+class Gate(asyncio.Protocol):
+    """A TCP connection until its first request's head is complete, and has had its turn."""
+
+    __slots__ = ("_asked_at", "_due", "_head", "_reception", "_state", "_transport", "wheel_tick")
 
     def __init__(self, reception: Reception) -> None:
         self._reception = reception
         self._transport: asyncio.Transport | None = None  # None once it is another's, or lost
         self._head = bytearray()
-        self._refused = False
+        self._state = _State.READING
+        self._asked_at = 0.0  # when the head was complete
         self._due = reception.loop.time() + reception.handshake_timeout
         self.wheel_tick = 0
 
@@ -138,8 +151,10 @@ class Gate(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self._refused:
-            return  # what still comes is not looked at
+        if self._state is not _State.READING:
+            if self._state is _State.WAITING:
+                self._hold(data)
+            return  # what comes behind a refusal is not looked at
         searched = 0
         if self._head:
             searched = max(0, len(self._head) - 3)
@@ -162,24 +177,65 @@ class Gate(asyncio.Protocol):
 
     def tick(self, now: float) -> None:
         """See `wheel.Timed`."""
-        if not self._refused:
+        if self._state is _State.READING:
             self._refuse(Refused(408, "the request's head took too long", "timeout"))
+        elif self._state is _State.WAITING:
+            self._send_away(now)
         elif self._transport is not None:
             self._transport.abort()
+
+    def excuse(self, seconds: float) -> None:
+        """See `wheel.Timed`."""
+        self._due += seconds
 
     # --- the two ways on --------------------------------------------------------------------------
 
     def _open(self, data: bytes) -> None:
         """Take a complete head, with what came behind it."""
-        self._head.clear()
         if data.startswith(_REQUEST_PREFIX) and data[len(_REQUEST_PREFIX) :][:1] in b" ?":
-            self._take_upgrade(data)
+            self._head = bytearray(data)
+            self._state = _State.WAITING
+            self._asked_at = self._reception.loop.time()
+            self._reception.acceptance.run(Arrival.UPGRADE, self._take_turn)
         else:
+            self._head.clear()
             transport = self._give_away()
             handler = self._reception.http()
             transport.set_protocol(handler)
             handler.connection_made(transport)
             handler.data_received(data)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what comes behind the head of an upgrade that waits for its turn.
+
+        Reading goes on, so that a client that gives up is noticed, until too much is there.
+        """
+        self._head += data
+        if len(self._head) > HELD_MAX_BYTES and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _take_turn(self) -> None:
+        """The turn of an upgrade has come."""
+        transport = self._transport
+        if self._state is not _State.WAITING or transport is None or transport.is_closing():
+            return  # lost, or sent away
+        now = self._reception.loop.time()
+        if now - self._asked_at > QUEUE_HARD:
+            self._send_away(now)
+            return
+        data = bytes(self._head)
+        if len(data) > HELD_MAX_BYTES:
+            transport.resume_reading()
+        try:
+            self._take_upgrade(data)
+        except BaseException:  # in a later turn the transport wouldn't learn of it
+            transport.abort()
+            raise
+
+    def _send_away(self, now: float) -> None:
+        """More clients come than can be received, and this one has waited for too long."""
+        after = (("Retry-After", str(self._reception.acceptance.send_away(now))),)
+        self._refuse(Refused(503, "more clients come than can be received", "busy", after))
 
     def _give_away(self) -> asyncio.Transport:
         transport, self._transport = self._transport, None
@@ -223,7 +279,9 @@ class Gate(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self._refused = True
+        if self._state is _State.WAITING and len(self._head) > HELD_MAX_BYTES:
+            transport.resume_reading()  # or the client's end would never be seen
+        self._state = _State.REFUSED
         self._head.clear()
         transport.write(_refusal(refused))
         transport.write_eof()
@@ -267,6 +325,14 @@ def upgrade_route(reception: Reception) -> Callable[[web.Request], Any]:
     """
 
     async def handler(request: web.Request) -> web.StreamResponse:
+        await _turn(reception)
+        began = perf_counter()
+        try:
+            return receive(request)
+        finally:
+            reception.acceptance.spent(perf_counter() - began, Arrival.UPGRADE)
+
+    def receive(request: web.Request) -> web.StreamResponse:
         transport = request.transport
         protocol = request.protocol
         if transport is None:
@@ -295,3 +361,15 @@ def upgrade_route(reception: Reception) -> Callable[[web.Request], Any]:
         return web.StreamResponse(status=101)
 
     return handler
+
+
+async def _turn(reception: Reception) -> None:
+    """Wait until the accept control lets one more upgrade in."""
+    turn = reception.loop.create_future()
+
+    def take() -> None:
+        if not turn.done():  # cancelled, when the client has gone
+            turn.set_result(None)
+
+    reception.acceptance.run(Arrival.UPGRADE, take)
+    await turn

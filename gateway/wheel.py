@@ -4,6 +4,11 @@ Re-arming an event loop timer costs over a microsecond and a heap entry; a conne
 deadlines with every message. So each connection only keeps its deadline as a number, and one timer
 looks, a few times a second, at those whose turn has come. A connection that postponed its deadline
 meanwhile is simply put back. Deadlines are thus met late by at most one tick, never early.
+
+When the loop itself stood still, nobody else is late because of that: before anything that is due
+is run, everything held is told for how long (`excuse`) and moves those of its deadlines that wait
+for a peer. What the peer sent meanwhile lies in the socket and is read in the same turn of the
+loop, so the length of the stall is all the grace that is needed.
 """
 
 import asyncio
@@ -11,10 +16,15 @@ import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from metrics import instruments
+
 logger = logging.getLogger(__name__)
 
 TICK: Final = 0.25  # seconds; the shortest deadline on the wire is whole seconds
 SLOTS: Final = 512  # two minutes ahead; later deadlines wait in the last slot and are put back
+# Seconds by which a turn is late before it counts as a stall. Far above what a busy loop does to
+# its timers, and far below the shortest deadline, so that what isn't excused never matters.
+STALL: Final = 0.25
 
 
 class Timed(Protocol):
@@ -28,6 +38,9 @@ class Timed(Protocol):
 
     def tick(self, now: float) -> None:
         """Do what is due."""
+
+    def excuse(self, seconds: float) -> None:
+        """Our own loop stood still for so long: move the deadlines that wait for somebody else."""
 
 
 class Wheel:
@@ -44,10 +57,12 @@ class Wheel:
         self._slots: list[list[Timed]] = [[] for _ in range(SLOTS)]
         self._start = loop.time()
         self._tick = 0  # the last tick that was run
+        self._turned_at = self._start
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to turn."""
+        self._turned_at = self._loop.time()
         self._arm()
 
     def stop(self) -> None:
@@ -79,12 +94,32 @@ class Wheel:
 
     def _turn(self) -> None:
         now = self._loop.time()
+        lag = now - (self._start + (self._tick + 1) * TICK)
         if self._on_lag is not None:
-            self._on_lag(now - (self._start + (self._tick + 1) * TICK))
+            self._on_lag(lag)
+        if lag > STALL:
+            instruments.LOOP_STALLS.inc()
+            instruments.LOOP_STALL_SECONDS.inc(lag)
+            # The loop may have stopped right behind the last turn: what became due since then
+            # has had no turn in which to be met.
+            self._excuse(now - self._turned_at)
+        self._turned_at = now
         while self._timer is not None and self._start + (self._tick + 1) * TICK <= now:
             self._run(self._tick + 1, now)
         if self._timer is not None:  # stopped by what was due
             self._arm()
+
+    def _excuse(self, seconds: float) -> None:
+        """Tell everything that is held, each once."""
+        for tick in range(self._tick + 1, self._tick + SLOTS):
+            # Whoever left a place and took it again stands there twice.
+            held = {id(timed): timed for timed in self._slots[tick % SLOTS]}
+            for timed in held.values():
+                if timed.wheel_tick == tick:
+                    try:
+                        timed.excuse(seconds)
+                    except Exception:  # must not cost all others their excuse
+                        logger.exception("a deadline could not be moved")
 
     def _run(self, tick: int, now: float) -> None:
         slot = tick % SLOTS

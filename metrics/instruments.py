@@ -136,10 +136,116 @@ WRITE_PAUSES: Final = Counter(
     "Times that a connection's write buffer went over its high-water mark.",
     registry=REGISTRY,
 )
+SESSIONS: Final = Gauge(
+    "capegate_sessions",
+    "Sessions, by state: attached to a socket, or detached and waiting for their client.",
+    ["state"],
+    registry=REGISTRY,
+)
+SESSION_MEMORY: Final = Gauge(
+    "capegate_session_memory_bytes",
+    "What sessions hold in memory at most; frames that several share are counted in each.",
+    registry=REGISTRY,
+)
+SESSION_OPENS: Final = Counter(
+    "capegate_session_opens_total", "Sessions that began.", registry=REGISTRY
+)
+SESSION_RESUMES: Final = Counter(
+    "capegate_session_resumes_total",
+    "Attempts to resume a session, by outcome: resumed, or why it was gone.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+SESSION_ENDS: Final = Counter(
+    "capegate_session_ends_total",
+    "Sessions that ended by themselves: left by their client, expired, or overflowed.",
+    ["reason"],
+    registry=REGISTRY,
+)
+SESSION_EVICTIONS: Final = Counter(
+    "capegate_session_evictions_total",
+    "Detached sessions that were ended early to make room, the oldest first.",
+    registry=REGISTRY,
+)
+SESSION_OVERFLOWS: Final = Counter(
+    "capegate_session_overflows_total",
+    "Times that a session held more unacknowledged frames than it may, and dropped them.",
+    registry=REGISTRY,
+)
+SESSION_REPLAYED: Final = Counter(
+    "capegate_session_replayed_frames_total",
+    "Frames that were sent again to a client that resumed.",
+    registry=REGISTRY,
+)
+SESSION_VIOLATIONS: Final = Counter(
+    "capegate_session_violations_total",
+    "Session frames that broke the protocol; the session ended.",
+    registry=REGISTRY,
+)
+SESSIONS_SAVED: Final = Counter(
+    "capegate_sessions_saved_total",
+    "Sessions that this process left for the next one when it stopped.",
+    registry=REGISTRY,
+)
+SESSIONS_TAKEN_UP: Final = Counter(
+    "capegate_sessions_taken_up_total",
+    "Sessions that this process took up from the former one when it started.",
+    registry=REGISTRY,
+)
+ROUND_TRIP: Final = Histogram(
+    "capegate_round_trip_seconds",
+    "Smoothed round trips of health pings on sessions.",
+    buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+LINES: Final = Gauge(
+    "capegate_lines",
+    "Attached sessions by the quality of their line.",
+    ["quality"],
+    registry=REGISTRY,
+)
 LOOP_LAG: Final = Histogram(
     "capegate_loop_lag_seconds",
     "How late the event loop ran a timer that was due.",
     buckets=_LATENCY_BUCKETS,
+    registry=REGISTRY,
+)
+LOOP_STALLS: Final = Counter(
+    "capegate_loop_stalls_total",
+    "Times that the event loop stood still so long that deadlines were moved.",
+    registry=REGISTRY,
+)
+LOOP_STALL_SECONDS: Final = Counter(
+    "capegate_loop_stall_seconds_total",
+    "For how long it stood still then.",
+    registry=REGISTRY,
+)
+ACCEPT_RATE: Final = Gauge(
+    "capegate_accept_rate",
+    "Clients per second that get reconnect slots, as measured, by how they come.",
+    ["kind"],
+    registry=REGISTRY,
+)
+ARRIVALS_WAITING: Final = Gauge(
+    "capegate_arrivals_waiting",
+    "Upgrades and first messages that wait for a later turn of the event loop.",
+    registry=REGISTRY,
+)
+ACCEPT_BACKLOG: Final = Gauge(
+    "capegate_accept_backlog_seconds",
+    "For how long from now reconnect slots are given out.",
+    registry=REGISTRY,
+)
+ACCEPT_REFUSALS: Final = Counter(
+    "capegate_accept_refusals_total",
+    "Arrivals sent away for want of capacity, by how they came.",
+    ["kind"],
+    registry=REGISTRY,
+)
+RECONNECT_SLOTS: Final = Counter(
+    "capegate_reconnect_slots_total",
+    "Moments told to clients at which to come back, and how they came.",
+    ["event"],
     registry=REGISTRY,
 )
 DATABASE_UP: Final = Gauge(
