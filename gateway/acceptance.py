@@ -22,7 +22,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 from math import ceil
 from time import perf_counter
 from typing import Final
@@ -49,22 +49,27 @@ QUEUE_SOFT: Final = 1.0  # seconds that arrivals may wait before only slots are 
 QUEUE_HARD: Final = 3.0
 
 # Before anything was measured: 2,000 connects a second, a third of what one core of 2023 does.
-_FIRST_COSTS: Final = {"upgrade": 0.0001, "connect": 0.00025, "resume": 0.0001}
+_FIRST_COST_UPGRADE: Final = 0.0001
+_FIRST_COST_CONNECT: Final = 0.00025
+_FIRST_COST_RESUME: Final = 0.0001
 _FIRST_EXPLAINED: Final = 0.7  # the rest: taking the socket, reading it, the loop itself
 _FIRST_WEIGHT: Final = 20.0  # arrivals that outweigh the first estimate
-_MEMORY: Final = 200.0  # arrivals over which the mean reaches back
+_KEEP: Final = 1.0 - 1.0 / 200  # of a mean's memory, with each arrival
 # One that took so many times the mean (a collection, a first import) counts as only so much.
 _OUTLIER: Final = 10.0
 _INTERVAL_MIN: Final = 0.2  # seconds; shorter ones say nothing about a second
 _TRUTH_WEIGHT: Final = 0.3  # of the newest interval in which arrivals waited all the time
 
 
-class Arrival(Enum):
+class Arrival(IntEnum):
     """What arrives. Those that wait are run in this order."""
 
-    RESUME = "resume"  # a first message that continues a session
-    CONNECT = "connect"  # any other first message
-    UPGRADE = "upgrade"  # an HTTP request that would become a WebSocket
+    RESUME = 0  # a first message that continues a session
+    CONNECT = 1  # any other first message
+    UPGRADE = 2  # an HTTP request that would become a WebSocket
+
+
+_UPGRADE: Final = Arrival.UPGRADE  # looking it up in its class takes longer than an addition
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +86,29 @@ class AcceptStatistics:
 
 
 class _Mean:
-    """A mean that forgets: of the seconds that something takes, told in pieces."""
+    """The mean of what something takes, in seconds, as `learn` was told it. It forgets.
 
-    __slots__ = ("_count", "_sum")
+    `seconds` and `count` are of now: cheap to add to, and looked at a few times a second.
+    """
+
+    __slots__ = ("_total", "_weight", "count", "seconds", "value")
 
     def __init__(self, first: float) -> None:
-        self._count = _FIRST_WEIGHT
-        self._sum = first * _FIRST_WEIGHT
+        self.value = first
+        self.seconds = 0.0
+        self.count = 0
+        self._weight = _FIRST_WEIGHT
+        self._total = first * _FIRST_WEIGHT
 
-    @property
-    def value(self) -> float:
-        return self._sum / self._count
-
-    def count(self) -> None:
-        """There is one more."""
-        keep = 1.0 - 1.0 / _MEMORY
-        self._count = self._count * keep + 1.0
-        self._sum *= keep
-
-    def add(self, seconds: float) -> None:
-        """It, or one before it, took so long."""
-        self._sum += min(seconds, self.value * _OUTLIER)
+    def learn(self) -> None:
+        """Take in what was measured since the last time."""
+        keep = _KEEP**self.count
+        most = self.value * _OUTLIER * max(self.count, 1)
+        self._total = self._total * keep + min(self.seconds, most)
+        self._weight = self._weight * keep + self.count
+        self.value = self._total / self._weight
+        self.seconds = 0.0
+        self.count = 0
 
 
 class AcceptControl:
@@ -110,26 +117,29 @@ class AcceptControl:
     def __init__(self, loop: asyncio.AbstractEventLoop, rate_max: float = 0.0) -> None:
         self._loop = loop
         self._rate_max = rate_max or RATE_MAX
-        self._admissions = Admissions()
         # (a) a bounded piece of each turn
-        self._lines: dict[Arrival, deque[Callable[[], None]]] = {kind: deque() for kind in Arrival}
+        self._lines: list[deque[Callable[[], None]]] = [deque() for _ in Arrival]
         self._waiting = 0
+        self._used = 0.0  # seconds since the last turn that we know of
         self._turn_called = False
         self._turn_began = 0.0
-        self._used = 0.0  # seconds of this turn
         # (b) the measured rate
-        self._measured = 0.0  # seconds of arrivals, since ever
-        self._admitted: Arrival | None = None  # by the piece of work that runs
-        self._costs = {kind: _Mean(_FIRST_COSTS[kind.value]) for kind in Arrival}
+        self._admitted = False  # whether the work that runs was admitted somebody
+        first = (_FIRST_COST_RESUME, _FIRST_COST_CONNECT, _FIRST_COST_UPGRADE)
+        self._means = [_Mean(seconds) for seconds in first]
         self._explained = _FIRST_EXPLAINED
         self._brake = 1.0
         self._braked_at = float("-inf")
         self._interval_began = loop.time()
-        self._interval_explained = 0.0  # seconds of mean cost of those admitted in it
         self._always_waiting = False
-        self._pace = self._find_pace()
+        # (c) slots
+        self._admissions = Admissions(self._find_pace())
+        self._crowd = 0.0  # so many may wait before only slots are honoured
+        self._set_pace()
         instruments.ACCEPT_RATE.labels("connect").set_function(lambda: self.rate)
-        instruments.ACCEPT_RATE.labels("resume").set_function(lambda: self._pace.resumes * SHARE)
+        instruments.ACCEPT_RATE.labels("resume").set_function(
+            lambda: self._admissions.pace.promised(resumes=True)
+        )
         instruments.ARRIVALS_WAITING.set_function(lambda: self._waiting)
         instruments.ACCEPT_BACKLOG.set_function(lambda: self.backlog)
 
@@ -144,50 +154,46 @@ class AcceptControl:
         if self._waiting or self._used >= TURN_BUDGET:
             self._lines[kind].append(work)
             self._waiting += 1
-            return
-        if not self._turn_called:
-            self._turn_called = True
-            self._loop.call_soon(self._turn)
-        self._do(kind, work)
+            if not self._turn_called:
+                # Only now: the end of a turn is of no interest to somebody who comes alone. Before
+                # this one there may have been several, so it waits in vain once in a while.
+                self._turn_called = True
+                self._loop.call_soon(self._turn)
+        else:
+            self._do(kind, work)
 
     def _do(self, kind: Arrival, work: Callable[[], None]) -> None:
-        before = self._measured
-        self._admitted = None
+        before = self._used
+        self._admitted = False
         began = perf_counter()
         try:
             work()
         finally:
             # An upgrade may have the first message behind it, which has measured itself.
-            seconds = perf_counter() - began - (self._measured - before)
-            self._measured += seconds
+            seconds = perf_counter() - began - (self._used - before)
             self._used += seconds
-            if kind is Arrival.UPGRADE:
-                cost = self._costs[kind]
-                cost.count()
-                cost.add(seconds)
-            else:
-                self._cost_admitted(seconds)
-
-    def _cost_admitted(self, seconds: float) -> None:
-        """The work that just ran took so long; it counts if it admitted somebody."""
-        kind, self._admitted = self._admitted, None
-        if kind is not None:
-            self._costs[kind].add(seconds)
+            if kind is _UPGRADE:
+                mean = self._means[_UPGRADE]
+                mean.seconds += seconds
+                mean.count += 1
+            elif self._admitted:
+                self._means[kind].seconds += seconds
 
     def _turn(self) -> None:
         """A new turn of the loop."""
-        now = perf_counter()
         self._used = 0.0
         if not self._waiting:
             self._turn_called = False
             self._turn_began = 0.0
             self._always_waiting = False
             return
+        now = perf_counter()
         if self._turn_began:
             self._brake_if_late(now - self._turn_began - TURN_BUDGET)
         self._turn_began = now
         self._loop.call_soon(self._turn)
-        for kind, line in self._lines.items():
+        for kind in Arrival:
+            line = self._lines[kind]
             while line and self._used < TURN_BUDGET:
                 self._waiting -= 1
                 try:
@@ -200,7 +206,7 @@ class AcceptControl:
     @property
     def rate(self) -> float:
         """How many newcomers a second get slots."""
-        return self._pace.connects * SHARE
+        return self._admissions.pace.promised(resumes=False)
 
     @property
     def backlog(self) -> float:
@@ -209,7 +215,7 @@ class AcceptControl:
 
     def spent(self, seconds: float, kind: Arrival = Arrival.CONNECT) -> None:
         """What accepted clients of this kind cost outside of their work in `run`."""
-        self._costs[kind].add(seconds)
+        self._means[kind].seconds += seconds
 
     def observe_lag(self, lag: float) -> None:
         """By how many seconds the loop was late just now; to be called a few times a second."""
@@ -218,16 +224,25 @@ class AcceptControl:
             self._brake = min(1.0, self._brake + RELEASE)
         elapsed = now - self._interval_began
         if elapsed >= _INTERVAL_MIN:
-            if self._always_waiting and self._interval_explained:
-                truth = min(self._interval_explained / elapsed, 1.0)
-                self._explained += (truth - self._explained) * _TRUTH_WEIGHT
             self._interval_began = now
-            self._interval_explained = 0.0
-            self._always_waiting = self._waiting > 0
-        self._pace = self._find_pace()
+            self._learn(elapsed)
+        self._set_pace()
         missed = self._admissions.promised.expire(now)
         if missed:
             self.missed(missed)
+
+    def _learn(self, elapsed: float) -> None:
+        """Take in what an interval has shown."""
+        if self._always_waiting:
+            resume, connect = self._means[Arrival.RESUME], self._means[Arrival.CONNECT]
+            explained = resume.count * self._cost(Arrival.RESUME)
+            explained += connect.count * self._cost(Arrival.CONNECT)
+            if explained:
+                truth = min(explained / elapsed, 1.0)
+                self._explained += (truth - self._explained) * _TRUTH_WEIGHT
+        self._always_waiting = self._waiting > 0
+        for mean in self._means:
+            mean.learn()
 
     def _brake_if_late(self, lag: float) -> bool:
         if lag <= LAG_TARGET:
@@ -239,19 +254,20 @@ class AcceptControl:
         return True
 
     def _cost(self, kind: Arrival) -> float:
-        """Of one client, its upgrade included."""
-        return self._costs[Arrival.UPGRADE].value + self._costs[kind].value
+        """Of one client, its upgrade included, in seconds."""
+        return self._means[_UPGRADE].value + self._means[kind].value
 
     def _find_pace(self) -> Pace:
-        usable = self._explained * self._brake
-        return Pace(
-            resumes=self._clamp(usable / self._cost(Arrival.RESUME)),
-            connects=self._clamp(usable / self._cost(Arrival.CONNECT)),
-            share=SHARE,
-        )
+        def rate(kind: Arrival) -> float:
+            found = self._explained * self._brake / self._cost(kind)
+            return min(max(found, RATE_MIN), self._rate_max)
 
-    def _clamp(self, rate: float) -> float:
-        return min(max(rate, RATE_MIN), self._rate_max)
+        return Pace(rate(Arrival.RESUME), rate(Arrival.CONNECT), SHARE)
+
+    def _set_pace(self) -> None:
+        pace = self._find_pace()
+        self._admissions.set_pace(pace)
+        self._crowd = QUEUE_SOFT * pace.connects
 
     # --- slots ------------------------------------------------------------------------------------
 
@@ -262,22 +278,17 @@ class AcceptControl:
         slots that newcomers of its address were told are looked at. Who resumes is told its slot by
         the session, so it is the caller's to keep.
         """
-        resumes = kind is Arrival.RESUME
-        pace = self._pace
-        verdict = self._admissions.arrive(
-            resumes,
-            address,
-            slot,
-            now,
-            pace,
-            crowded=self._waiting > QUEUE_SOFT * pace.connects,
-        )
-        if verdict.standing is not Standing.WITHOUT:
-            _ARRIVED[verdict.standing].inc()
+        crowded = self._waiting > self._crowd
+        if kind is Arrival.RESUME:
+            verdict = self._admissions.resume(slot, now, crowded=crowded)
+        else:
+            verdict = self._admissions.connect(address, slot, now, crowded=crowded)
+        came = verdict.standing
+        if came is not Standing.WITHOUT:
+            _ARRIVED[came].inc()
         if verdict.slot is None:
-            self._admitted = kind
-            self._costs[kind].count()
-            self._interval_explained += self._cost(kind)
+            self._admitted = True
+            self._means[kind].count += 1
             return None
         _REFUSED[kind].inc()
         _HANDED_OUT.inc()
@@ -297,7 +308,8 @@ class AcceptControl:
         """
         _HANDED_OUT.inc()
         resumes = kind is Arrival.RESUME
-        return self._admissions.promise(resumes, address, now, self._pace, not_before) - now
+        slot = self._admissions.promise(address, now, resumes=resumes, not_before=not_before)
+        return slot - now
 
     def missed(self, count: int = 1) -> None:
         """Clients that were told a slot never came; those known by address are counted here."""
@@ -305,7 +317,7 @@ class AcceptControl:
 
     def hard_refusal(self, now: float, address: str = "") -> int | None:
         """Whether an upgrade is to be sent away at the door: None, or `Retry-After` in seconds."""
-        if self._admissions.is_hopeless(address, now, self._pace):
+        if self._admissions.is_hopeless(address, now):
             return self.send_away(now)
         return None
 
@@ -316,10 +328,11 @@ class AcceptControl:
 
     def statistics(self) -> AcceptStatistics:
         """A look at it."""
+        pace = self._admissions.pace
         return AcceptStatistics(
             waiting=self._waiting,
-            resumes_per_second=self._pace.resumes,
-            connects_per_second=self._pace.connects,
+            resumes_per_second=pace.resumes,
+            connects_per_second=pace.connects,
             backlog=self.backlog,
             brake=self._brake,
             cost_resume=self._cost(Arrival.RESUME),
@@ -334,4 +347,4 @@ _ARRIVED: Final = {
     Standing.EARLY: instruments.RECONNECT_SLOTS.labels("early"),
     Standing.LATE: instruments.RECONNECT_SLOTS.labels("late"),
 }
-_REFUSED: Final = {kind: instruments.ACCEPT_REFUSALS.labels(kind.value) for kind in Arrival}
+_REFUSED: Final = {kind: instruments.ACCEPT_REFUSALS.labels(kind.name.lower()) for kind in Arrival}

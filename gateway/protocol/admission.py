@@ -60,25 +60,42 @@ def standing(slot: float | None, now: float) -> Standing:
 class CapacityBucket:
     """What is free right now of a capacity. Those with a right to come may take what isn't there.
 
-    At most `burst` is saved up, and at most as much owed. Time is an argument.
+    At most `burst` is saved up, and at most as much owed. Time is an argument; one that goes
+    backwards adds nothing.
     """
 
-    __slots__ = ("_tokens", "_updated")
+    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
 
     def __init__(self) -> None:
-        self._tokens = float("inf")  # cut to the burst when it is first asked
-        self._updated = 0.0
+        self._rate = 0.0
+        self._burst = 0.0
+        self._tokens = float("inf")  # cut to the burst at first use
+        self._updated = float("-inf")
 
-    def is_free(self, now: float, rate: float, burst: float) -> bool:
-        """Whether there is room for one more. A clock that went backwards adds nothing."""
-        added = max(0.0, now - self._updated) * rate
-        self._updated = max(now, self._updated)
-        self._tokens = max(min(self._tokens + added, burst), -burst)
-        return self._tokens >= 1.0
+    def set_rate(self, rate: float) -> None:
+        """From now on so much comes in per second."""
+        self._rate = rate
+        self._burst = max(BURST_MIN, rate * BURST)
 
-    def use(self, amount: float = 1.0) -> None:
-        """Take that much, whether it is there or not. `is_free` comes first."""
-        self._tokens -= amount
+    def take(self, now: float) -> bool:
+        """Take one if there is one."""
+        tokens = self._filled(now)
+        if tokens < 1.0:
+            return False
+        self._tokens = tokens - 1.0
+        return True
+
+    def owe(self, now: float, amount: float = 1.0) -> None:
+        """Take so much, whether it is there or not."""
+        self._tokens = max(self._filled(now) - amount, -self._burst)
+
+    def _filled(self, now: float) -> float:
+        tokens = self._tokens
+        if now > self._updated:
+            tokens = min(tokens + (now - self._updated) * self._rate, self._burst)
+            self._tokens = tokens
+            self._updated = now
+        return tokens
 
 
 class PromisedSlots:
@@ -153,13 +170,9 @@ class Pace:
     share: float = 1.0
     """How much of that is promised as slots; the rest is for those who are here."""
 
-    def of(self, resumes: bool) -> float:
-        """One of the two."""
-        return self.resumes if resumes else self.connects
-
-
-def _burst(rate: float) -> float:
-    return max(BURST_MIN, rate * BURST)
+    def promised(self, *, resumes: bool) -> float:
+        """Slots a second."""
+        return (self.resumes if resumes else self.connects) * self.share
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,68 +183,77 @@ class Verdict:
     slot: float | None = None
 
 
-_RECEIVED: Final = {standing: Verdict(standing) for standing in Standing}
+_WITHOUT: Final = Verdict(Standing.WITHOUT)
 
 
 class Admissions:
     """Who is received now, and who is told to come back when. See the module."""
 
-    __slots__ = ("_beyond", "_buckets", "_gate", "_lines", "promised")
+    __slots__ = ("_beyond", "_gate", "_lines", "_newcomers", "_pace", "_resumers", "promised")
 
-    def __init__(self) -> None:
-        # Of newcomers, of those who resume: indexed by `resumes`.
-        self._lines = (ReconnectSlots(), ReconnectSlots())
-        self._buckets = (CapacityBucket(), CapacityBucket())
+    def __init__(self, pace: Pace) -> None:
+        self._lines = (ReconnectSlots(), ReconnectSlots())  # of newcomers, of those who resume
+        self._newcomers = CapacityBucket()
+        self._resumers = CapacityBucket()
         self._gate = CapacityBucket()
         self._beyond = 0.0
+        self._pace = pace
         self.promised = PromisedSlots(PROMISED_MAX)
+        self.set_pace(pace)
 
-    def arrive(
-        self,
-        resumes: bool,
-        address: str,
-        slot: float | None,
-        now: float,
-        pace: Pace,
-        *,
-        crowded: bool = False,
+    def set_pace(self, pace: Pace) -> None:
+        """From now on so many can be accepted. Slots that were given out stay."""
+        self._pace = pace
+        self._newcomers.set_rate(pace.connects)
+        self._resumers.set_rate(pace.resumes)
+        self._gate.set_rate(max(pace.connects, pace.resumes))
+
+    @property
+    def pace(self) -> Pace:
+        """The one in force."""
+        return self._pace
+
+    def connect(
+        self, address: str, slot: float | None, now: float, *, crowded: bool = False
     ) -> Verdict:
-        """Judge an arrival. `slot` is what it was told, None: look by its address.
+        """Judge a newcomer. `slot` is what it was told; None: look by its address.
 
         `crowded`: more wait already than should, so only those whose slot has come are received.
         """
-        if slot is None and not resumes:
+        if slot is None:
             slot = self.promised.take(address, now)
+            if slot is None and not crowded and self._newcomers.take(now):
+                return _WITHOUT
         came = standing(slot, now)
-        rate = pace.of(resumes)
-        bucket = self._buckets[resumes]
-        is_free = bucket.is_free(now, rate, _burst(rate))
-        if came is Standing.DUE or (is_free and not crowded):
-            bucket.use()
-            if resumes:
-                # It goes before newcomers, and they wait for it.
-                newcomers = self._buckets[False]
-                newcomers.is_free(now, pace.connects, _burst(pace.connects))
-                newcomers.use(pace.connects / pace.resumes)
-            return _RECEIVED[came]
-        return Verdict(came, self.refuse(resumes, None if resumes else address, now, pace))
+        if came is Standing.DUE:
+            self._newcomers.owe(now)
+            return Verdict(came)
+        if slot is not None and not crowded and self._newcomers.take(now):
+            return Verdict(came)
+        return Verdict(came, self.refuse(address, now, resumes=False))
 
-    def refuse(self, resumes: bool, address: str | None, now: float, pace: Pace) -> float:
+    def resume(self, slot: float | None, now: float, *, crowded: bool = False) -> Verdict:
+        """Judge somebody who resumes a session; as `connect`, without an address."""
+        came = standing(slot, now)
+        if came is Standing.DUE:
+            self._resumers.owe(now)
+        elif crowded or not self._resumers.take(now):
+            return Verdict(came, self.refuse(None, now, resumes=True))
+        # It goes before newcomers, and they wait for it.
+        self._newcomers.owe(now, self._pace.connects / self._pace.resumes)
+        return Verdict(came)
+
+    def refuse(self, address: str | None, now: float, *, resumes: bool) -> float:
         """When somebody who isn't received is to come back."""
         if self._lines[resumes].backlog(now) < BACKLOG_MAX:
-            return self.promise(resumes, address, now, pace)
+            return self.promise(address, now, resumes=resumes)
         return self.beyond(now)
 
     def promise(
-        self,
-        resumes: bool,
-        address: str | None,
-        now: float,
-        pace: Pace,
-        not_before: float = 0.0,
+        self, address: str | None, now: float, *, resumes: bool, not_before: float = 0.0
     ) -> float:
         """Give out the next free slot, however late; remember it for `address`, if any."""
-        rate = pace.of(resumes) * pace.share
+        rate = self._pace.promised(resumes=resumes)
         slot = self._lines[resumes].take(now, rate, max(not_before, SLOT_MIN))
         if resumes:
             self._lines[False].push_back(now, 1.0 / rate)
@@ -247,7 +269,7 @@ class Admissions:
         self._beyond = (self._beyond + _GOLDEN) % 1.0
         return now + max(self.backlog(now), 1.0) * (1.0 + self._beyond)
 
-    def is_hopeless(self, address: str, now: float, pace: Pace) -> bool:
+    def is_hopeless(self, address: str, now: float) -> bool:
         """Whether someone of whom only the address is known should be sent away at the door.
 
         The line is at its end, and this is neither an address with a slot now nor is there room for
@@ -255,11 +277,7 @@ class Admissions:
         """
         if self.backlog(now) < BACKLOG_MAX or self.promised.is_due(address, now):
             return False
-        rate = max(pace.connects, pace.resumes)
-        if not self._gate.is_free(now, rate, _burst(rate)):
-            return True
-        self._gate.use()
-        return False
+        return not self._gate.take(now)
 
     def backlog(self, now: float) -> float:
         """For how many seconds slots are given out."""
