@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
@@ -20,19 +21,28 @@ from typing import Final
 from aiohttp import web
 
 from gateway import logs
+from gateway.acceptance import AcceptControl
 from gateway.auth import TokenVerifier, mint
 from gateway.broker.memory import MemoryBroker
 from gateway.connection import Services
 from gateway.connections import ConnectionLimits, ConnectionManager
+from gateway.drain import Drain
 from gateway.gate import WEBSOCKET_PATH, Gate, Reception, upgrade_route
 from gateway.hub import Hub
 from gateway.janitor import Janitor
 from gateway.presence import Presence
 from gateway.protocol.actions import ClientRules
+from gateway.protocol.backoff import RetentionBounds
 from gateway.protocol.handshake import OriginPolicy
+from gateway.protocol.health import DeadlineBounds, Quality
 from gateway.protocol.permissions import ChannelRules
+from gateway.protocol.session import TailLimits
 from gateway.publisher import Publisher
+from gateway.resume_tokens import KEY_BYTES, ResumeTokens
 from gateway.rpc import Procedures
+from gateway.saved_sessions import SavedSessions
+from gateway.session_connection import SessionConnection
+from gateway.sessions import SessionLimits, Sessions
 from gateway.settings import Settings
 from gateway.streams import StreamLimits, Streams
 from gateway.wheel import Wheel
@@ -46,6 +56,7 @@ from store.embedded import EmbeddedServer
 from store.embedded_errors import EmbeddedServerError
 from store.migrate import MigrationError, upgrade
 from store.pool import Database, DatabaseError
+from store.sessions import session_key
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +196,7 @@ class Gateway:
 
     services: Services
     manager: ConnectionManager
+    drain: Drain
     database: Database
     health: Health
     node: str
@@ -195,7 +207,8 @@ async def _gateway(settings: Settings, database: Database) -> AsyncIterator[Gate
     """Everything between the listener and the database, started and, at the end, stopped."""
     loop = asyncio.get_running_loop()
     node = uuid.uuid4().hex
-    lag = LoopLag()
+    acceptance = AcceptControl(loop, settings.accept_rate_max)
+    lag = LoopLag(acceptance)
     wheel = Wheel(loop, lag.observe)
     hub = Hub(loop, settings.compression_min_bytes)
     broker = MemoryBroker(hub)
@@ -213,10 +226,20 @@ async def _gateway(settings: Settings, database: Database) -> AsyncIterator[Gate
         verifier=TokenVerifier(settings),
         procedures=Procedures(),
         wheel=wheel,
+        acceptance=acceptance,
         close_timeout=settings.close_timeout,
         slow_reader_timeout=settings.slow_reader_timeout,
+        deadline_bounds=DeadlineBounds(settings.ping_deadline_min, settings.ping_deadline_max),
     )
-    manager = ConnectionManager(services, _connection_limits(settings))
+    async with database.pool.acquire() as connection:
+        key = await session_key(connection, os.urandom(KEY_BYTES))
+    name = settings.node_name or f"{socket.gethostname()}:{settings.port}"
+    sessions: Sessions[SessionConnection] = Sessions(
+        ResumeTokens(key, name), _session_limits(settings)
+    )
+    manager = ConnectionManager(services, _connection_limits(settings), sessions)
+    saved = SavedSessions(database, services, manager, name)
+    drain = Drain(services, manager, saved, settings.restart_time)
     janitor = Janitor(
         database,
         settings.namespaces(),
@@ -228,16 +251,18 @@ async def _gateway(settings: Settings, database: Database) -> AsyncIterator[Gate
     await streams.start()
     await services.verifier.start()
     wheel.start()
+    taken_up = await saved.take_up()
+    if taken_up:
+        logger.info("took up %d sessions of the former process", taken_up)
     periodic = [
+        loop.create_task(manager.run(), name="sessions"),
         loop.create_task(janitor.run(settings.janitor_interval), name="janitor"),
         loop.create_task(_check_positions(hub, settings.position_check_interval), name="positions"),
     ]
     health = Health(database, lambda: lag.last, lambda: manager.stopping, VERSION)
     try:
-        yield Gateway(services, manager, database, health, node)
+        yield Gateway(services, manager, drain, database, health, node)
     finally:
-        # Clients first, so that what they published last is answered; then the log.
-        await manager.shutdown(settings.shutdown_timeout)
         for task in periodic:
             task.cancel()
         await asyncio.gather(*periodic, return_exceptions=True)
@@ -249,15 +274,17 @@ async def _gateway(settings: Settings, database: Database) -> AsyncIterator[Gate
 
 
 class LoopLag:
-    """How late the loop was with its last timer, and the histogram of that."""
+    """How late the loop was with its last timer, the histogram of that, and who slows down then."""
 
-    def __init__(self) -> None:
+    def __init__(self, acceptance: AcceptControl) -> None:
+        self._acceptance = acceptance
         self.last = 0.0
 
     def observe(self, lag: float) -> None:
         """Take a measurement in seconds."""
         self.last = lag
         instruments.LOOP_LAG.observe(lag)
+        self._acceptance.observe_lag(lag)
 
 
 async def _check_positions(hub: Hub, interval: float) -> None:
@@ -281,6 +308,7 @@ async def _listen(
     reception = Reception(
         loop=loop,
         manager=gateway.manager,
+        acceptance=gateway.services.acceptance,
         wheel=gateway.services.wheel,
         http=lambda: _http_protocol(runner),
         origins=OriginPolicy(frozenset(settings.allowed_origins)),
@@ -302,6 +330,8 @@ async def _listen(
         yield
     finally:
         server.close()
+        # Clients first, so that what they published last is answered; then requests, then the log.
+        await gateway.drain.run(settings.shutdown_timeout)
         await runner.cleanup()
         if internal is not None:
             await inner_runner.cleanup()
@@ -353,6 +383,9 @@ async def _refresh_gauges(gateway: Gateway) -> None:
     instruments.DATABASE_UP.set(1 if gateway.database.healthy() else 0)
     instruments.DATABASE_CONNECTIONS.labels("idle").set(statistics.idle)
     instruments.DATABASE_CONNECTIONS.labels("used").set(statistics.open - statistics.idle)
+    lines = Counter(conn.quality for conn in gateway.manager.with_session if not conn.detached)
+    for quality in Quality:
+        instruments.LINES.labels(quality.value).set(lines[quality])
     streams = gateway.services.streams
     instruments.PUBLISH_QUEUE.set(streams.queued)
     instruments.PUBLISH_QUEUE_BYTES.set(streams.queued_bytes)
@@ -393,8 +426,22 @@ def _connection_limits(settings: Settings) -> ConnectionLimits:
         connections_max=settings.connections_max,
         connections_per_address_max=settings.connections_per_address_max,
         connections_per_user_max=settings.connections_per_user_max,
+        strangers_per_address_max=settings.unauthenticated_per_address_max,
         message_size_max_bytes=settings.message_size_max_bytes,
         write_buffer_high_bytes=settings.write_buffer_high_bytes,
+    )
+
+
+def _session_limits(settings: Settings) -> SessionLimits:
+    return SessionLimits(
+        tail=TailLimits(settings.session_tail_max_frames, settings.session_tail_max_bytes),
+        retention=RetentionBounds(settings.session_retention_min, settings.session_retention_max),
+        # A client calls a line dead when no ping came for as long as an answer may take.
+        detection=settings.ping_interval + settings.ping_deadline_max,
+        stable=settings.session_stable,
+        sessions_max=settings.sessions_max,
+        detached_per_address_max=settings.detached_sessions_per_address_max,
+        memory_max_bytes=settings.session_memory_max_bytes,
     )
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
 
+from gateway.acceptance import AcceptControl
 from gateway.auth import TokenVerifier
 from gateway.hub import Hub
 from gateway.link import Link
-from gateway.presence import Presence
+from gateway.presence import Line, Presence
 from gateway.protocol import codec
 from gateway.protocol.actions import (
     ClientRules,
@@ -41,6 +42,7 @@ from gateway.protocol.codes import (
     Disconnect,
     ErrorCode,
 )
+from gateway.protocol.health import DeadlineBounds
 from gateway.protocol.subscription import NEVER, Joined, Subscription, SubscriptionState
 from gateway.publisher import Publisher
 from gateway.rpc import Caller, Procedures, RPCError
@@ -72,8 +74,10 @@ class Services:
     verifier: TokenVerifier
     procedures: Procedures
     wheel: Wheel
+    acceptance: AcceptControl
     close_timeout: float
     slow_reader_timeout: float
+    deadline_bounds: DeadlineBounds = field(default_factory=DeadlineBounds)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -95,8 +99,11 @@ class Registry(Protocol):
     def register(self, connection: "Connection") -> Disconnect | None:
         """Its user is known now; refuses one too many."""
 
-    def forget(self, connection: "Connection", code: int) -> None:
-        """It is gone."""
+    def forget(self, connection: "Connection") -> None:
+        """Its client is gone for good."""
+
+    def socket_lost(self, link: Link, code: int) -> None:
+        """A socket is closed; `code` is the close code that ended it."""
 
     def retry_ms(self, disconnect: Disconnect) -> int | None:
         """When this client should come back, if it should."""
@@ -129,6 +136,7 @@ class Connection:
         client_id: str,
         address: str,
         native_ping: bool,
+        session: bool = False,
     ) -> None:
         self._services = services
         self._registry = registry
@@ -142,9 +150,19 @@ class Connection:
         self._flush_due = False
         self._slow_at = NEVER
         now = services.loop.time()
-        self.client = Client(client_id, services.rules, self, now, native_ping)
+        self.client = Client(client_id, services.rules, self, now, native_ping, session)
         link.use(self)
         services.wheel.add(self)
+
+    @property
+    def link(self) -> Link:
+        """The socket, `NO_LINK` when a session waits for its client."""
+        return self._link
+
+    @property
+    def line(self) -> Line | None:
+        """What is known of its line's health: nothing without a session."""
+        return None
 
     # --- the link's owner -------------------------------------------------------------------------
 
@@ -183,7 +201,7 @@ class Connection:
         self._services.wheel.add(self)
         if not self._link.closing:
             self._link.transport.pause_reading()
-        self._services.hub.writing_paused(self, self._live_channels())
+        self._services.hub.writing_paused(self, self.live_channels())
 
     def writing_resumed(self) -> None:
         """See `link.Owner`."""
@@ -194,7 +212,7 @@ class Connection:
         self._link.transport.resume_reading()
         self.client.excuse_pong(self._services.loop.time())
         self._services.wheel.add(self)
-        self._services.hub.writing_resumed(self, self._live_channels())
+        self._services.hub.writing_resumed(self, self.live_channels())
 
     def link_closing(self) -> None:
         """Leave everything as soon as nothing can be sent any more."""
@@ -208,12 +226,16 @@ class Connection:
 
     def link_lost(self, code: int) -> None:
         """See `link.Owner`."""
+        self._no_longer_slow()
+        self._registry.socket_lost(self._link, code)
+        self._registry.forget(self)
+
+    def _no_longer_slow(self) -> None:
         if self._slow_at != NEVER:
             self._slow_at = NEVER
             instruments.PAUSED_CONNECTIONS.dec()
-        self._registry.forget(self, code)
 
-    def _live_channels(self) -> dict[str, bool]:
+    def live_channels(self) -> dict[str, bool]:
         """The channels it is in, and whether it listens to joins and leaves there."""
         return {
             channel: subscription.push_join_leave
@@ -272,12 +294,18 @@ class Connection:
             self.client.tick(now)
             self.flush()
 
+    def excuse(self, seconds: float) -> None:
+        """See `wheel.Timed`."""
+        self.client.excuse(seconds)
+        self._slow_at += seconds
+        self._link.close_due += seconds
+
     # --- the client's world -----------------------------------------------------------------------
 
     def send(self, payload: bytes) -> None:
         """See `actions.Actions`. Payloads of one loop turn share a frame (A.1.2)."""
         if self._outbox is None:
-            if self._link.closing or self._choked:
+            if self._choked or not self._takes_output():
                 return
             self._outbox = [payload]
         else:
@@ -299,12 +327,19 @@ class Connection:
         if outbox is not None:
             self._outbox = None
             self._outbox_bytes = 0
+            self._write(outbox[0] if len(outbox) == 1 else b"\n".join(outbox))
             link = self._link
-            link.send(outbox[0] if len(outbox) == 1 else b"\n".join(outbox))
             if link.paused and link.transport.get_write_buffer_size() > WRITE_BUFFER_MAX_BYTES:
                 # Not from inside whatever the client is doing; until then it gets nothing more.
                 self._choked = True
                 self._services.loop.call_soon(self.disconnect, SLOW)
+
+    def _takes_output(self) -> bool:
+        return not self._link.closing
+
+    def _write(self, payload: bytes) -> None:
+        """Send one text message."""
+        self._link.send(payload)
 
     def ping(self) -> None:
         """See `actions.Actions`."""
@@ -327,6 +362,13 @@ class Connection:
         if not self._link.closing:
             self.client.closed()
             self.close(disconnect, "")
+
+    def disconnect_with(self, disconnect: Disconnect, retry_ms: int) -> None:
+        """End the connection, and tell the client in how many milliseconds to come back."""
+        if not self._link.closing:
+            self.client.closed()
+            self.flush()
+            self._link.close(disconnect, retry_ms)
 
     def refresh(self, lifetime: float | None) -> None:
         """Let the connection last so many seconds more (None: for ever), and tell the client."""
@@ -437,7 +479,7 @@ class Connection:
         if joined is not None and (subscription.presence or subscription.join_leave):
             info = self.client.client_info(channel)
             if subscription.presence:
-                services.presence.add(channel, self.client.id, self.client.user, info)
+                services.presence.add(channel, self.client.id, self.client.user, info, self.line)
             if subscription.join_leave:
                 services.hub.announce_join(channel, self.client.id, info)
         return joined

@@ -60,11 +60,11 @@ class Link(asyncio.Protocol):
     """A WebSocket after its handshake. Called by its transport; calls its owner."""
 
     __slots__ = (
-        "_code",
         "_owner",
         "_reader",
         "close_due",
         "closing",
+        "code",
         "deflate",
         "lost",
         "paused",
@@ -81,11 +81,15 @@ class Link(asyncio.Protocol):
         self.close_due = float("inf")
         self._reader = FrameReader(size_max, deflate)
         self._owner: Owner | None = None
-        self._code = ABNORMAL_CLOSURE
+        self.code = ABNORMAL_CLOSURE  # that it is closed with
 
     def use(self, owner: Owner) -> None:
-        """Say whom to call. Comes before any data."""
+        """Say whom to call, from the next message on. Comes before any data."""
         self._owner = owner
+
+    def is_owned_by(self, owner: Owner) -> bool:
+        """Whether this is whom the link calls."""
+        return self._owner is owner
 
     @property
     def sink(self) -> Callable[[bytes], None]:
@@ -96,12 +100,12 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the socket."""
-        owner = self._owner
-        assert owner is not None, "use() comes before any data"
         pongs: list[bytes] = []
         for opcode, payload in self._reader.feed(data):
             if self.closing and opcode is not CLOSE:
                 continue  # RFC 6455, 5.5.1: what follows our close frame is not looked at
+            owner = self._owner  # may change with every message
+            assert owner is not None, "use() comes before any data"
             if opcode is TEXT:
                 if pongs:
                     self._send_pongs(pongs)
@@ -155,12 +159,13 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
         self.lost = True
+        if not self.closing:
+            self.closing = True
+            if self._owner is not None:
+                self._owner.link_closing()
         owner, self._owner = self._owner, None  # breaks the cycle between the two
         if owner is not None:
-            if not self.closing:
-                self.closing = True
-                owner.link_closing()
-            owner.link_lost(self._code)
+            owner.link_lost(self.code)
 
     # --- called by the owner ----------------------------------------------------------------------
 
@@ -188,7 +193,7 @@ class Link(asyncio.Protocol):
 
     def _end(self, code: int, reason: bytes) -> None:
         """Send a close frame and be done with sending."""
-        self._code = code
+        self.code = code
         self.closing = True
         self.transport.write(close_frame(code, reason))
         if self._owner is not None:
@@ -199,5 +204,21 @@ class Link(asyncio.Protocol):
         if not self.closing:
             code = close_code(payload)
             self._end(NORMAL_CLOSURE if code == NO_STATUS else code, b"")
-            self._code = code
+            self.code = code
         self.transport.close()
+
+
+class _NoLink(Link):
+    """Stands where a link was: takes nothing, and is never heard of."""
+
+    def __init__(self) -> None:
+        self.closing = True
+        self.lost = True
+        self.paused = True
+        self.deflate = False
+        self.code = ABNORMAL_CLOSURE
+        self.close_due = float("inf")
+
+
+NO_LINK: Final[Link] = _NoLink()
+"""What a connection has whose socket is lost: closing, lost, paused, for nothing gets through."""

@@ -136,12 +136,68 @@ class Settings(BaseModel):
     connections_max: CountAboveZero = 100_000
     """Connections of this process; more are refused. About 500 MB at 5 KB each."""
 
+    accept_rate_max: Count = 0
+    """Clients accepted per second at most. 0: as many as was measured, which changes by itself with
+    the machine and its load; set it where something behind this process can take less."""
+
     connections_per_address_max: Count = 0
     """Connections from one address. 0 sets no limit, for a whole office or mobile network may share
     one."""
 
     connections_per_user_max: Count = 0
     """Connections of one user. 0 sets no limit."""
+
+    unauthenticated_per_address_max: Count = 10_000
+    """Connections from one address that have not shown a valid token yet: a tenth of
+    `connections_max`, so that no single address can take it all without one."""
+
+    # Sessions
+
+    node_name: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """What this process is called, the same before and after a restart: it finds the sessions of
+    its predecessor by it. Not set: the host's name and the port."""
+
+    sessions_max: Count = 200_000
+    """Sessions of this process, those included that wait for their client. When it is reached,
+    the one that has waited longest ends. 0 sets no limit."""
+
+    detached_sessions_per_address_max: Count = 0
+    """Sessions of one address that wait for their client; the one that has waited longest ends.
+    0 sets no limit, for a whole office or mobile network may share one."""
+
+    session_memory_max_bytes: Count = 268_435_456
+    """What all sessions may hold in memory: 256 MiB. From half of it on less retention is promised;
+    when it is reached those that have waited longest end. 0 sets no limit."""
+
+    session_tail_max_frames: CountAboveZero = 1024
+    """Frames that a session may hold for a client that hasn't acknowledged them."""
+
+    session_tail_max_bytes: Annotated[Whole, Field(ge=4096)] = 262_144
+    """The same limit in bytes: four messages of the longest kind, or some seconds of a busy
+    room."""
+
+    session_retention_min: Duration = 10.0
+    """The least time that a session is kept without a socket, whatever its client declares."""
+
+    session_retention_max: Duration = 300.0
+    """The longest time that a session is kept without a socket. Who is away for longer recovers
+    from history."""
+
+    session_stable: Duration = 30.0
+    """How long a connection must last before a client may start again with its shortest
+    backoff."""
+
+    ping_deadline_min: Duration = 2.0
+    """The least time that the answer to a session's health ping may take. Phones sleep for a second
+    or two."""
+
+    ping_deadline_max: Duration = 10.0
+    """The longest time that the answer to a session's health ping may take; each one's own deadline
+    follows its round trips."""
+
+    restart_time: DurationOrZero = 3.0
+    """How long this process is expected to be away in a restart. Clients are told to come back
+    after that, one slot after the other."""
 
     # A connection's times
 

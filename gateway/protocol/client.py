@@ -23,7 +23,7 @@ and becoming LIVE then happen in one step, so no publication can slip between th
 first push. One that was cancelled while it opened is answered then and no longer in the table.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Final
 
@@ -107,17 +107,18 @@ class Client:
         "_bucket",
         "_connect_id",
         "_connect_left",
-        "_expires_at",
         "_in_flight",
         "_info_json",
         "_ping_at",
         "_pong_by",
         "_refusals",
         "_rules",
+        "_session",
         "_stale_at",
         "_waiting",
         "_waiting_size",
         "deadline_moved",
+        "expires_at",
         "id",
         "info",
         "native_ping",
@@ -133,6 +134,7 @@ class Client:
         actions: Actions,
         now: float,
         native_ping: bool = False,
+        session: bool = False,
     ) -> None:
         self.id = client_id
         self.user = ""
@@ -142,6 +144,7 @@ class Client:
         self._rules = rules
         self._actions = actions
         self.native_ping = native_ping
+        self._session = session  # a session layer below does the pinging (PROTOCOL.md B.1)
         # Set when `next_deadline` may have come nearer; cleared by the caller.
         self.deadline_moved = False
         self._bucket = TokenBucket(rules.commands_burst, now)
@@ -155,7 +158,30 @@ class Client:
         self._stale_at = now + rules.stale_close_delay
         self._ping_at = NEVER
         self._pong_by = NEVER
-        self._expires_at = NEVER
+        self.expires_at = NEVER  # when its token ends; the grace comes on top
+
+    def restore(
+        self,
+        user: str,
+        info: bytes | None,
+        expires_at: float,
+        subscriptions: Iterable[Subscription],
+    ) -> None:
+        """Go on as a client that a former process had connected and subscribed."""
+        assert self.phase is Phase.NEW, "it has a life of its own already"
+        self.phase = Phase.CONNECTED
+        self.user = user
+        self.info = info
+        self.expires_at = expires_at
+        self._stale_at = NEVER
+        self.subscriptions = {sub.channel: sub for sub in subscriptions}
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a command of its, or a subscription, waits for an answer from elsewhere."""
+        return self._in_flight > 0 or any(
+            sub.state is SubscriptionState.OPENING for sub in self.subscriptions.values()
+        )
 
     # --- input ------------------------------------------------------------------------------------
 
@@ -216,6 +242,8 @@ class Client:
         _HANDLERS[method](self, command.id, command, now)
 
     def _take_pong(self) -> None:
+        if self._session:
+            return  # a client library that doesn't swallow its SDK's answers to session pings
         if self._pong_by == NEVER or self.native_ping:
             self._close(BAD_PROTOCOL, "a pong without a ping")
         else:
@@ -261,7 +289,7 @@ class Client:
             if grant.lifetime <= 0:
                 self._fail_connect(EXPIRED)
                 return
-            self._expires_at = now + grant.lifetime
+            self.expires_at = now + grant.lifetime
             self.deadline_moved = True
         self.user = claims.user
         self.info = claims.info
@@ -346,7 +374,7 @@ class Client:
         self.phase = Phase.CONNECTED
         self._stale_at = NEVER
         self.deadline_moved = True
-        if rules.ping_interval:
+        if rules.ping_interval and not self._session:
             # A random point between half an interval and a whole one (A.3): ids are random.
             fraction = (hash(self.id) & 0xFFFF) / 0x10000
             self._ping_at = now + rules.ping_interval * (0.5 + fraction / 2)
@@ -357,7 +385,7 @@ class Client:
             # Whole seconds on the wire; a client allows ten more before it calls silence a loss.
             ping=max(1, int(rules.ping_interval)) if protocol_pings else 0,
             pong=protocol_pings,
-            ttl=_seconds_left(self._expires_at, now),
+            ttl=_seconds_left(self.expires_at, now),
             subs=results,
         )
         self._actions.send(codec.reply(self._connect_id, "connect", result))
@@ -572,9 +600,9 @@ class Client:
 
     def refresh_by_server(self, lifetime: float | None, now: float) -> None:
         """Set how long the connection may last, in seconds (None: for ever)."""
-        self._expires_at = NEVER if lifetime is None else now + lifetime
+        self.expires_at = NEVER if lifetime is None else now + lifetime
         if self.phase is Phase.CONNECTED:  # or else the connect reply will tell
-            self._actions.send(codec.refresh_push(_seconds_left(self._expires_at, now)))
+            self._actions.send(codec.refresh_push(_seconds_left(self.expires_at, now)))
 
     def closed(self) -> None:
         """The connection ended, whoever ended it: leave everything."""
@@ -754,13 +782,13 @@ class Client:
         if grant.lifetime is not None and grant.lifetime <= 0:
             self._fail(command_id, "refresh", EXPIRED)
             return
-        self._expires_at = NEVER if grant.lifetime is None else now + grant.lifetime
+        self.expires_at = NEVER if grant.lifetime is None else now + grant.lifetime
         self.deadline_moved = True
         if grant.claims.info:
             self.info = grant.claims.info
             self._info_json = b""
         result = codec.refresh_result(
-            self.id, self._rules.version, _seconds_left(self._expires_at, now)
+            self.id, self._rules.version, _seconds_left(self.expires_at, now)
         )
         self._actions.send(codec.reply(command_id, "refresh", result))
 
@@ -808,7 +836,7 @@ class Client:
             return NEVER
         deadline = min(self._ping_at, self._pong_by, self._stale_at)
         grace = self._rules.expiry_grace
-        expires_at = self._expires_at
+        expires_at = self.expires_at
         for subscription in self.subscriptions.values():
             expires_at = min(expires_at, subscription.expires_at)
         return min(deadline, expires_at + grace)
@@ -817,6 +845,14 @@ class Client:
         """We didn't read for a while: a pong that is due may be among what we didn't read."""
         if self._pong_by != NEVER:
             self._pong_by = now + self._rules.pong_timeout
+
+    def excuse(self, seconds: float) -> None:
+        """We stood still for so long ourselves, and the client isn't late because of that.
+
+        What its tokens say stays as it is: their time goes on for everybody.
+        """
+        self._pong_by += seconds
+        self._stale_at += seconds
 
     def tick(self, now: float) -> None:
         """Do what is due at `now`."""
@@ -827,7 +863,7 @@ class Client:
             self._close(STALE, "no successful connect in time")
         elif now >= self._pong_by:
             self._close(NO_PONG, "")
-        elif now >= self._expires_at + grace:
+        elif now >= self.expires_at + grace:
             self._close(CONNECTION_EXPIRED, "not refreshed in time")
         elif any(now >= sub.expires_at + grace for sub in self.subscriptions.values()):
             self._close(SUBSCRIPTION_EXPIRED, "not refreshed in time")

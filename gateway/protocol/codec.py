@@ -127,6 +127,8 @@ class Command(Struct):
     refresh: RefreshRequest | None = None
     sub_refresh: SubRefreshRequest | None = None
     ping: PingRequest | None = None
+    # Not a method: so that a session frame where none belongs isn't taken for an empty object.
+    session: Raw | None = None
 
 
 # The most common ones first: they are looked for in this order.
@@ -148,17 +150,17 @@ METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 _decode = msgspec.json.Decoder(Command).decode
 
-_METHOD_COUNT: Final = len(METHODS)
+_NONE_BUT_ONE: Final = len(METHODS)  # one member of a command is a method, `session` is none
 
 
 def method_of(command: Command) -> Method | None:
-    """The command's one method; None when it has none or several."""
-    if msgspec.structs.astuple(command).count(None) != _METHOD_COUNT - 1:
+    """The command's one method; None when it has none, several, or a session frame's member."""
+    if msgspec.structs.astuple(command).count(None) != _NONE_BUT_ONE:
         return None
     for method in METHODS:
         if getattr(command, method) is not None:
             return method
-    raise AssertionError("one of them was counted")
+    return None  # it was `session` alone
 
 
 class MalformedCommand(Exception):

@@ -40,6 +40,7 @@ PONG: Final = Opcode.PONG
 # RFC 6455, 7.4.1
 NORMAL_CLOSURE: Final = 1000
 PROTOCOL_ERROR: Final = 1002
+UNSUPPORTED_DATA: Final = 1003
 NO_STATUS: Final = 1005
 INVALID_PAYLOAD: Final = 1007
 MESSAGE_TOO_BIG: Final = 1009
@@ -300,6 +301,22 @@ def deflated_text_frame(payload: bytes) -> bytes:
     compressed = deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH)
     compressed = compressed.removesuffix(_DEFLATE_TAIL)
     return _header(_FIN | _RSV1 | TEXT, len(compressed)) + compressed
+
+
+def skip_frames(frames: bytes, count: int) -> bytes:
+    """What is left of joined frames of ours behind the first `count` of them."""
+    start = 0
+    for _ in range(count):
+        length = frames[start + 1]
+        start += 2
+        if length == 126:
+            length = _U16.unpack_from(frames, start)[0]
+            start += 2
+        elif length == 127:
+            length = _U64.unpack_from(frames, start)[0]
+            start += 8
+        start += length
+    return frames[start:]
 
 
 def close_frame(code: int, reason: bytes = b"") -> bytes:

@@ -1,0 +1,263 @@
+"""Sessions from one process to the next: what is left at a stop, and how it is taken up.
+
+Theory of operation
+-------------------
+A session that waits for its client is data: counts, the tail, who the client is, and for each
+channel its options and the position up to which it has been given everything. A stopping process
+writes that down when nothing can change it any more; the next process in the same place reads it
+before it lets anybody in, puts each session back into its channels, and so a resumption finds it as
+if nothing had happened: nobody left, nobody joined, and what was published meanwhile is in the log.
+
+Times are written as seconds that remained at `saved_at`. A session is taken once, together with
+removing it: after a crash its counts could be behind what its client has seen.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from gateway.connection import Services
+from gateway.connections import ConnectionManager
+from gateway.protocol.backoff import DeclaredBackoff
+from gateway.protocol.channels import ChannelOptions
+from gateway.protocol.codec import StreamPosition
+from gateway.protocol.codes import ErrorCode
+from gateway.protocol.session import NEVER, SavedSession
+from gateway.protocol.subscription import Subscription, SubscriptionState
+from gateway.resume_tokens import SessionId
+from gateway.session_connection import SessionConnection
+from metrics import instruments
+from store import sessions as table
+from store.pool import Database, is_unavailable
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE: Final = 100  # sessions put back between two looks at everything else
+SAVE_TIMEOUT: Final = 5.0  # seconds
+FORMAT: Final = 1  # of `SavedConnection`; a process takes up its own format only
+
+
+class SavedSubscription(Struct, frozen=True):
+    """One channel of a saved client. `lifetime` in seconds, None for ever."""
+
+    channel: str
+    server_side: bool
+    presence: bool
+    join_leave: bool
+    push_join_leave: bool
+    recoverable: bool
+    positioned: bool
+    chan_info: bytes | None
+    lifetime: float | None
+    position: StreamPosition | None
+
+
+class SavedConnection(Struct, frozen=True):
+    """A session with its client. Times in seconds from the moment of saving."""
+
+    format: int
+    session: SavedSession
+    backoff: DeclaredBackoff
+    remaining: float
+    slot: float | None
+    address: str
+    client: str
+    user: str
+    info: bytes | None
+    lifetime: float | None
+    subscriptions: list[SavedSubscription]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(SavedConnection).decode
+
+
+class SavedSessions:
+    """What this node leaves in the database, and finds there."""
+
+    def __init__(
+        self, database: Database, services: Services, manager: ConnectionManager, node: str
+    ) -> None:
+        self._database = database
+        self._services = services
+        self._manager = manager
+        self._node = node
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    async def save(self, connections: Iterable[SessionConnection]) -> int:
+        """Leave detached sessions for the next process; returns how many.
+
+        Without a database none: their clients recover by their positions then.
+        """
+        saved_at = datetime.now(UTC)
+        now = self._services.loop.time()
+        rows = []
+        for connection in connections:
+            for push in self._services.hub.take_presence_backlog(
+                connection, connection.live_channels()
+            ):
+                connection.send(push)
+            connection.flush()
+            expires_at = saved_at + timedelta(seconds=connection.session.expires_at - now)
+            state = _encode(self._saved(connection, now))
+            rows.append(table.SavedRow(connection.session_id, saved_at, expires_at, state))
+            if len(rows) % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        try:
+            async with self._database.connection(SAVE_TIMEOUT) as database:
+                await table.save(database, self._node, rows)
+        except Exception as error:
+            if not is_unavailable(error) and not isinstance(error, TimeoutError):
+                raise
+            logger.error("could not save %d sessions: %s", len(rows), error)
+            return 0
+        return len(rows)
+
+    def _saved(self, connection: SessionConnection, now: float) -> SavedConnection:
+        client = connection.client
+        return SavedConnection(
+            format=FORMAT,
+            session=connection.session.save(),
+            backoff=connection.backoff,
+            remaining=connection.session.expires_at - now,
+            slot=None if connection.slot is None else connection.slot - now,
+            address=connection.address,
+            client=client.id,
+            user=client.user,
+            info=client.info,
+            lifetime=_remaining(client.expires_at, now),
+            subscriptions=[
+                SavedSubscription(
+                    channel=subscription.channel,
+                    server_side=subscription.server_side,
+                    presence=subscription.presence,
+                    join_leave=subscription.join_leave,
+                    push_join_leave=subscription.push_join_leave,
+                    recoverable=subscription.recoverable,
+                    positioned=subscription.positioned,
+                    chan_info=subscription.chan_info,
+                    lifetime=_remaining(subscription.expires_at, now),
+                    position=self._services.hub.position(connection, subscription.channel),
+                )
+                for subscription in client.subscriptions.values()
+                if subscription.state is SubscriptionState.LIVE
+            ],
+        )
+
+    # --- taking up --------------------------------------------------------------------------------
+
+    async def take_up(self) -> int:
+        """Put back what the former process left; returns how many sessions can be resumed."""
+        async with self._database.pool.acquire() as database:
+            rows = await table.take(database, self._node)
+        saved = [(row, state) for row in rows if (state := _read(row.state)) is not None]
+        await self._prepare({sub.channel for _, state in saved for sub in state.subscriptions})
+        taken = 0
+        for done, (row, state) in enumerate(saved):
+            elapsed = max(0.0, time.time() - row.saved_at.timestamp())
+            if elapsed < state.remaining and self._restore(row.id, state, elapsed):
+                taken += 1
+            if done % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+        instruments.SESSIONS_TAKEN_UP.inc(taken)
+        return taken
+
+    async def _prepare(self, names: Iterable[str]) -> None:
+        """Have the positions of all channels at hand."""
+        loop = self._services.loop
+        waiting: list[asyncio.Future[None]] = []
+        for name in names:
+            options = self._services.rules.channels.resolve(name)
+            if isinstance(options, ChannelOptions):
+                future = loop.create_future()
+                waiting.append(future)
+                self._services.hub.prepare(name, options, None, _settle(future))
+        if waiting:
+            await asyncio.gather(*waiting)
+
+    def _restore(self, session_id: bytes, saved: SavedConnection, elapsed: float) -> bool:
+        """Put one session back; False when one of its channels isn't what it was."""
+        services = self._services
+        now = services.loop.time() - elapsed  # the moment of saving
+        subscriptions = self._subscriptions(saved.subscriptions, now)
+        if subscriptions is None:
+            return False
+        connection = SessionConnection.restored(
+            services,
+            self._manager,
+            saved.client,
+            saved.address,
+            SessionId(session_id),
+            saved.backoff,
+            saved.session,
+            expires_at=now + saved.remaining,
+            slot=None if saved.slot is None else now + saved.slot,
+        )
+        connection.client.restore(
+            saved.user, saved.info, _moment(saved.lifetime, now), subscriptions
+        )
+        for subscription, position in zip(
+            subscriptions, (sub.position for sub in saved.subscriptions), strict=True
+        ):
+            if not connection.rejoin(subscription, position):
+                connection.abandon()
+                return False
+        self._manager.take_up(connection)
+        services.wheel.add(connection)
+        return True
+
+    def _subscriptions(
+        self, saved: Sequence[SavedSubscription], now: float
+    ) -> list[Subscription] | None:
+        subscriptions = []
+        for item in saved:
+            options = self._services.rules.channels.resolve(item.channel)
+            if isinstance(options, ErrorCode):
+                return None  # the namespace is gone
+            if options.keeps_history is (item.position is None):
+                return None  # it keeps history now, or no longer
+            subscription = Subscription(item.channel, options)
+            subscription.state = SubscriptionState.LIVE
+            subscription.server_side = item.server_side
+            subscription.presence = item.presence
+            subscription.join_leave = item.join_leave
+            subscription.push_join_leave = item.push_join_leave
+            subscription.recoverable = item.recoverable
+            subscription.positioned = item.positioned
+            subscription.chan_info = item.chan_info
+            subscription.expires_at = _moment(item.lifetime, now)
+            subscriptions.append(subscription)
+        return subscriptions
+
+
+def _read(state: bytes) -> SavedConnection | None:
+    try:
+        saved = _decode(state)
+    except msgspec.MsgspecError:
+        return None  # another version's
+    return saved if saved.format == FORMAT else None
+
+
+def _settle(future: asyncio.Future[None]) -> Callable[[ErrorCode | None], None]:
+    """Note that a channel is prepared; one that could not be read is missed when it is entered."""
+
+    def answer(error: ErrorCode | None) -> None:
+        if not future.done():
+            future.set_result(None)
+
+    return answer
+
+
+def _remaining(moment: float, now: float) -> float | None:
+    return None if moment == NEVER else moment - now
+
+
+def _moment(lifetime: float | None, now: float) -> float:
+    return NEVER if lifetime is None else now + lifetime

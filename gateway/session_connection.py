@@ -1,0 +1,503 @@
+"""A client's connection that outlives its sockets (PROTOCOL.md part B).
+
+It is a `Connection` whose link can be replaced. Without a link it stays in its channels and keeps
+its presence; what is sent to it is noted in the session's tail, and what the log holds isn't even
+that. What the session layer means is `protocol.session`'s; here its frames are told from payload,
+and its decisions are brought to the socket, the hub and the wheel.
+
+Whatever ends the client ends the session. What ends only the socket doesn't.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from gateway.connection import Connection, Registry, Services
+from gateway.departed import Departed
+from gateway.link import NO_LINK, Link
+from gateway.presence import Line
+from gateway.protocol import session_frames
+from gateway.protocol.backoff import DeclaredBackoff
+from gateway.protocol.client import Phase
+from gateway.protocol.codec import StreamPosition
+from gateway.protocol.codes import (
+    BAD_PROTOCOL,
+    CONNECTION_CLOSED,
+    NO_PONG,
+    SHUTDOWN,
+    SLOW,
+    Disconnect,
+)
+from gateway.protocol.frames import (
+    INVALID_PAYLOAD,
+    MESSAGE_TOO_BIG,
+    NORMAL_CLOSURE,
+    PROTOCOL_ERROR,
+    UNSUPPORTED_DATA,
+    skip_frames,
+    text_frame,
+)
+from gateway.protocol.health import NEVER, LineHealth, LineState, Quality
+from gateway.protocol.session import (
+    Gone,
+    Pressure,
+    Resumed,
+    Resumption,
+    SavedSession,
+    Session,
+    SessionState,
+    SessionViolation,
+)
+from gateway.protocol.session_frames import Counts, Leave, MalformedSessionFrame
+from gateway.protocol.subscription import Subscription
+from gateway.resume_tokens import SessionId
+from gateway.sessions import Sessions
+from metrics import instruments
+
+logger = logging.getLogger(__name__)
+
+# Payload frames processed since we last said how many; the client holds that many for a resumption.
+ACK_EVERY: Final = 32
+# Closing a socket with these leaves its session alone: the client may come back for it.
+RESUMABLE: Final = frozenset({SHUTDOWN, SLOW, NO_PONG})
+# A client that closes like this says goodbye, or sent what it would only send again.
+_FINAL_CODES: Final = frozenset(
+    {NORMAL_CLOSURE, PROTOCOL_ERROR, UNSUPPORTED_DATA, INVALID_PAYLOAD, MESSAGE_TOO_BIG}
+)
+
+
+class SessionRegistry(Registry, Protocol):
+    """Who keeps all connections, as one with a session sees it."""
+
+    sessions: "Sessions[SessionConnection]"
+
+
+class SessionConnection(Connection):
+    """A connection with a session; see the module."""
+
+    __slots__ = (
+        "_health",
+        "_ping_at",
+        "_retain",
+        "_unsaid",
+        "backoff",
+        "session",
+        "session_id",
+        "slot",
+    )
+
+    _registry: SessionRegistry
+
+    def __init__(
+        self,
+        services: Services,
+        registry: SessionRegistry,
+        link: Link,
+        client_id: str,
+        address: str,
+        session_id: SessionId,
+        backoff: DeclaredBackoff,
+    ) -> None:
+        self.session = Session()
+        self.session_id = session_id
+        self.backoff = backoff
+        # When this client was told to come back, on the event loop's clock.
+        self.slot: float | None = None
+        self._health = LineHealth()
+        self._ping_at = NEVER
+        self._retain = registry.sessions.retention(backoff)
+        self._unsaid = 0  # payload frames processed since we last said how many
+        super().__init__(services, registry, link, client_id, address, False, session=True)
+
+    @classmethod
+    def restored(
+        cls,
+        services: Services,
+        registry: SessionRegistry,
+        client_id: str,
+        address: str,
+        session_id: SessionId,
+        backoff: DeclaredBackoff,
+        saved: SavedSession,
+        expires_at: float,
+        slot: float | None,
+    ) -> "SessionConnection":
+        """One that a former process saved, without a socket."""
+        self = cls(services, registry, NO_LINK, client_id, address, session_id, backoff)
+        self.session = Session.restored(saved, expires_at)
+        self.slot = slot
+        return self
+
+    def rejoin(self, subscription: Subscription, position: StreamPosition | None) -> bool:
+        """Enter a channel that it never left, as far as anybody else knows.
+
+        False when the log isn't the one that it was reading.
+        """
+        services = self._services
+        channel = subscription.channel
+        if not services.hub.restore(
+            self, channel, subscription.options, position, subscription.push_join_leave
+        ):
+            return False
+        if subscription.presence:
+            info = self.client.client_info(channel)
+            services.presence.add(channel, self.client.id, self.client.user, info, self.line)
+        return True
+
+    def abandon(self) -> None:
+        """Take back what `rejoin` did: the session can't go on."""
+        self._end(Gone.UNKNOWN)
+
+    # --- the session's life -----------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin; tell the client what it needs to come back."""
+        sessions = self._registry.sessions
+        sessions.add(self)
+        instruments.SESSION_OPENS.inc()
+        self._schedule_ping(first=True)
+        self._link.send(
+            session_frames.opened(
+                sessions.tokens.sign(self.session_id),
+                self.session.generation,
+                self._services.rules.ping_interval,
+                self._retain,
+                sessions.limits.stable,
+            )
+        )
+
+    @property
+    def detached(self) -> bool:
+        """Whether it waits for its client to come back."""
+        return self.session.state is SessionState.DETACHED
+
+    @property
+    def line(self) -> Line:
+        """See `connection.Connection`."""
+        return self
+
+    @property
+    def quality(self) -> Quality:
+        """How well its line is."""
+        return self._health.quality
+
+    def resume(self, link: Link, address: str, wish: Resumption) -> Gone | None:
+        """Go on over another socket. The former one, if there is any, is evicted in the same step.
+
+        Says why not, when it can't be: the session has ended then, except for a straggler
+        (`FENCED`). Raises `SessionViolation` after ending it when the client's count can't be.
+        """
+        services = self._services
+        now = services.loop.time()
+        try:
+            outcome = self.session.resume(wish, now, self._registry.sessions.limits.stable)
+        except SessionViolation:
+            self._end(Gone.OVERFLOW)
+            raise
+        if outcome is Gone.FENCED:
+            return outcome
+        if isinstance(outcome, Gone):
+            self._end(outcome)
+            return outcome
+        former = self._link
+        if former is not NO_LINK:
+            self._evict()
+        self._registry.sessions.attach(self)
+        self.address = address
+        self.slot = None
+        self._link = link
+        self._health = LineHealth()
+        self._unsaid = 0
+        link.use(self)
+        link.transport.write(self._replay(outcome))
+        if former.paused:  # as one that isn't there always is
+            services.hub.attach(self, self.live_channels())
+        self._schedule_ping(first=True)
+        services.wheel.add(self)
+        return None
+
+    def _replay(self, resumed: Resumed) -> bytes:
+        """What a resumed socket is written first."""
+        instruments.SESSION_REPLAYED.inc(resumed.count)
+        self._retain = self._registry.sessions.retention(self.backoff)
+        head = text_frame(
+            session_frames.resumed(
+                resumed.generation,
+                resumed.received,
+                resumed.count,
+                self._retain,
+                self._registry.sessions.limits.stable,
+            )
+        )
+        if not resumed.replay:
+            return head
+        first, *others = (entry.frames for entry in resumed.replay)
+        return b"".join((head, skip_frames(first, resumed.skip), *others))
+
+    def _evict(self) -> None:
+        """Take the socket away: the session goes on over another one."""
+        link = self._link
+        self._let_go()
+        link.send(session_frames.gone(Gone.FENCED))
+        link.close(CONNECTION_CLOSED, None)
+
+    def _let_go(self) -> None:
+        """Give the socket to somebody who only waits for its end."""
+        link, self._link = self._link, NO_LINK
+        services = self._services
+        self._no_longer_slow()
+        self._ping_at = NEVER
+        if not link.lost:
+            Departed(
+                self._registry,
+                services.wheel,
+                link,
+                services.loop.time() + services.close_timeout,
+            )
+        else:
+            self._registry.socket_lost(link, link.code)
+
+    def detach(self) -> None:
+        """The socket is lost or closing: wait for the client to come back."""
+        self.flush()  # into the tail
+        self._let_go()
+        if self.client.phase is not Phase.CONNECTED:
+            self._end(Gone.UNKNOWN)  # nobody has shown who they are: nothing to keep
+            return
+        services = self._services
+        self.session.lose(services.loop.time(), self._retain)
+        if self.slot is not None:
+            self.session.extend(self.slot + self.backoff.timeout)
+        services.hub.detach(self, self.live_channels())
+        self._registry.sessions.detach(self)
+        services.wheel.add(self)
+
+    def expire(self, reason: Gone) -> None:
+        """See `sessions.Kept`."""
+        if self.session.state is SessionState.DETACHED:
+            instruments.SESSION_ENDS.labels(reason.value).inc()
+            if self.slot is not None:
+                self._services.acceptance.missed()
+            self._end(reason)
+
+    def _end(self, reason: Gone) -> None:
+        """The session is over, and with it the client: it leaves its channels now."""
+        if self.session.state is not SessionState.ENDED:
+            if self.session.state is SessionState.DETACHED:
+                self.session.expire()
+            else:
+                self.session.break_off()
+        self._registry.sessions.remove(self, reason)
+        self._outbox = None
+        self.client.closed()
+        if self._link is NO_LINK:
+            self._registry.forget(self)
+
+    # --- the link's owner -------------------------------------------------------------------------
+
+    def text_received(self, text: str) -> None:
+        """See `link.Owner`."""
+        if session_frames.is_session_frame(text):
+            self._take_session_frame(text)
+            return
+        self.session.received += 1
+        super().text_received(text)
+        self._unsaid += 1
+        if self._unsaid >= ACK_EVERY and not self._link.closing:
+            self._unsaid = 0
+            self._link.send(session_frames.ack(self.session.received))
+
+    def _take_session_frame(self, text: str) -> None:
+        try:
+            frame = session_frames.decode_client_frame(text)
+            if isinstance(frame, Counts):
+                self._take_pong(frame)
+            elif isinstance(frame, int):
+                self.session.acknowledge(frame)
+            elif isinstance(frame, Leave):
+                self._take_leave()
+            else:
+                raise SessionViolation("this socket has a session already")
+        except (MalformedSessionFrame, SessionViolation) as error:
+            instruments.SESSION_VIOLATIONS.inc()
+            self.client.closed()
+            self.close(BAD_PROTOCOL, str(error))
+
+    def _take_pong(self, pong: Counts) -> None:
+        if pong.sent != self.session.received:
+            raise SessionViolation(f"{pong.sent} frames sent, {self.session.received} arrived")
+        self.session.acknowledge(pong.received)
+        if self._health.answered(self._services.loop.time()):
+            instruments.ROUND_TRIP.observe(self._health.rtt)
+
+    def _take_leave(self) -> None:
+        instruments.SESSION_ENDS.labels("left").inc()
+        self.client.closed()
+        self.close(CONNECTION_CLOSED, "the client left")
+
+    def link_closing(self) -> None:
+        """See `link.Owner`: the end of a socket, and only sometimes of its client."""
+        if self.client.phase is Phase.CLOSED or self._link.code in _FINAL_CODES:
+            if self.session.state is not SessionState.ENDED:
+                self._end(Gone.UNKNOWN)
+            super().link_closing()
+        else:
+            self.detach()
+
+    def link_lost(self, code: int) -> None:
+        """See `link.Owner`."""
+        if self._link is not NO_LINK:
+            super().link_lost(code)
+
+    def writing_resumed(self) -> None:
+        """See `link.Owner`."""
+        if self._slow_at != NEVER:
+            paused_at = self._slow_at - self._services.slow_reader_timeout
+            self._health.excuse(self._services.loop.time() - paused_at)
+        super().writing_resumed()
+
+    def close(self, disconnect: Disconnect, detail: str) -> None:
+        """See `actions.Actions`: the client has ended, so the session does."""
+        self.flush()
+        self._end(Gone.UNKNOWN)
+        if self._link is not NO_LINK:
+            super().close(disconnect, detail)
+
+    def disconnect(self, disconnect: Disconnect) -> None:
+        """End the connection from the server's side; its session only if the code says so."""
+        if disconnect in RESUMABLE:
+            if not self._link.closing:
+                self.close_socket(disconnect)
+        elif self.session.state is not SessionState.ENDED:
+            self.client.closed()
+            self.close(disconnect, "")
+
+    def close_socket(self, disconnect: Disconnect) -> None:
+        """Close the socket and keep the session: the client is told when to come back."""
+        self.flush()
+        retry_ms = None
+        if self.slot is None:  # one that was told to move has its slot
+            retry_ms = self._registry.retry_ms(disconnect)
+            if retry_ms is not None:
+                self.promise(retry_ms / 1000)
+        self._link.close(disconnect, retry_ms)
+
+    def move(self, retry: float, deadline: float) -> None:
+        """Tell the client to go on over another socket in `retry` seconds (B.1)."""
+        if not self._link.closing:
+            self.promise(retry)
+            self._link.send(session_frames.move(retry, deadline))
+
+    def promise(self, retry: float) -> None:
+        """The client was told to come back in so many seconds: it will find its session then."""
+        self.slot = self._services.loop.time() + retry
+        self.session.extend(self.slot + self.backoff.timeout)
+
+    # --- the hub's subscriber, and everything that is sent ----------------------------------------
+
+    @property
+    def deflate(self) -> bool:
+        """See `hub.Subscriber`: frames are kept for replay in one form for all."""
+        return False
+
+    @property
+    def record(self) -> Callable[[bytes, int], None]:
+        """See `hub.Subscriber`."""
+        return self._record
+
+    def _record(self, frames: bytes, count: int) -> None:
+        """Note payload frames in the tail, and write them if there is a socket."""
+        pressure = self.session.sent_frames(frames, count, self._registry.sessions.limits.tail)
+        link = self._link
+        if not link.closing:
+            link.transport.write(frames)
+        if pressure is not Pressure.NONE:
+            self._relieve(pressure)
+
+    def _relieve(self, pressure: Pressure) -> None:
+        """The tail is half full, or overflowed."""
+        if pressure is Pressure.DROPPED:
+            instruments.SESSION_OVERFLOWS.inc()
+            if self.detached:
+                # Not from inside the hub's loops. What was never on a socket can't be resumed.
+                self._services.loop.call_soon(self.expire, Gone.OVERFLOW)
+        elif not self._link.closing and not self._link.paused:
+            self._ping(self._services.loop.time())
+
+    def _takes_output(self) -> bool:
+        return self.session.state is not SessionState.ENDED
+
+    def _write(self, payload: bytes) -> None:
+        if self.session.state is not SessionState.ENDED:
+            self._record(text_frame(payload), 1)
+
+    # --- health, and the wheel's ------------------------------------------------------------------
+
+    def _schedule_ping(self, *, first: bool = False) -> None:
+        interval = self._services.rules.ping_interval
+        if interval:
+            # The first at a random point between half an interval and a whole one (A.3).
+            part = 0.5 + self.session_id[0] / 512 if first else 1.0
+            self._ping_at = self._services.loop.time() + interval * part
+
+    def _ping(self, now: float) -> None:
+        sessions = self._registry.sessions
+        retain = sessions.retention(self.backoff)
+        self._retain = retain
+        self._unsaid = 0
+        health = self._health
+        self._link.send(
+            session_frames.ping(
+                self.session.received, self.session.sent, health.rtt, health.quality, retain
+            )
+        )
+        health.asked(now, self._services.deadline_bounds)
+        self._schedule_ping()
+        self._services.wheel.add(self)
+
+    def next_deadline(self) -> float:
+        """See `wheel.Timed`."""
+        link = self._link
+        if self.session.state is SessionState.ENDED:
+            return NEVER if link.lost else link.close_due
+        if link is NO_LINK:
+            return min(self.session.expires_at, self.client.next_deadline())
+        if link.paused:
+            return self._slow_at
+        return min(self._ping_at, self._health.due, self.client.next_deadline())
+
+    def tick(self, now: float) -> None:
+        """See `wheel.Timed`."""
+        link = self._link
+        if self.session.state is SessionState.ENDED:
+            if now >= link.close_due:
+                link.abort()
+        elif link is NO_LINK:
+            if now >= self.session.expires_at:
+                self.expire(Gone.EXPIRED)
+            else:
+                self.client.tick(now)
+        elif link.paused:
+            if now >= self._slow_at:
+                self.disconnect(SLOW)
+        else:
+            self._check_line(now)
+            self.client.tick(now)
+            self.flush()
+
+    def _check_line(self, now: float) -> None:
+        """Ask how the line is when it is time, once more without an answer, and then end it."""
+        if now >= self._health.due:
+            if self._health.late(now, self._services.deadline_bounds) is LineState.DEAD:
+                self.disconnect(NO_PONG)
+            else:
+                self._ping(now)
+        elif now >= self._ping_at:
+            self._ping(now)
+
+    def excuse(self, seconds: float) -> None:
+        """See `wheel.Timed`."""
+        super().excuse(seconds)
+        self._health.excuse(seconds)
+        if self.session.expires_at != NEVER:
+            self.session.expires_at += seconds

@@ -1,0 +1,2 @@
+drop table saved_sessions;
+drop table session_keys;
