@@ -45,8 +45,8 @@ class _Journal:
         self.size = 0
         self.last = 0  # the number of the last event
         self.waiting: dict[Subscriber, int] = {}  # and the last event that each has heard of
-        # What those are told who have heard of everything up to the first number, at the second.
-        self.told: tuple[int, int, Piece | None] | None = None
+        # What those are told now who have heard of everything up to a number.
+        self.told: tuple[int, Piece | None] | None = None
 
     @property
     def forgotten(self) -> int:
@@ -81,6 +81,7 @@ class Backlogs:
         if journal is None:
             return
         self._journals.move_to_end(channel)
+        journal.told = None
         journal.last += 1
         journal.events.append(_Event(client, joins, info))
         journal.size += len(info)
@@ -96,6 +97,7 @@ class Backlogs:
         self._size -= journal.size
         journal.size = 0
         journal.events.clear()
+        journal.told = None
 
     def take(self, channel: Channel, subscriber: Subscriber) -> Piece | None:
         """End the waiting of a listener: what it is to be told, in order, if anything."""
@@ -105,10 +107,10 @@ class Backlogs:
         heard = self._end(channel, journal, subscriber)
         if heard is None or heard == journal.last:
             return None
-        if journal.told is None or journal.told[:2] != (heard, journal.last):
+        if journal.told is None or journal.told[0] != heard:
             pushes = _summed_up(channel, journal, heard)
-            journal.told = (heard, journal.last, Piece(pushes) if pushes else None)
-        return journal.told[2]
+            journal.told = (heard, Piece(pushes) if pushes else None)
+        return journal.told[1]
 
     def leave(self, channel: Channel, subscriber: Subscriber) -> None:
         """End the waiting of a listener that goes."""

@@ -236,6 +236,70 @@ class Reader:
         ]
 
 
+class SessionReader(Reader):
+    """A subscriber with a session: whatever is written to it is in its tail, socket or not.
+
+    `pushes` is what its client gets in the end, by the socket or by a replay; `writes` is what was
+    written to a socket at once.
+    """
+
+    def __init__(self, name: str = "", *, deflate: bool = False) -> None:
+        super().__init__(name, deflate=deflate)
+        self.tail: list[tuple[bytes, int]] = []
+        """Joined frames, and how many frames they are said to be."""
+        self.attached = True
+        self.leaves_all = False
+        """Whether a lost position ends it."""
+
+    @property
+    def record(self) -> Recorder:
+        """See `channel.Subscriber`."""
+        return self._record
+
+    def _record(self, frames: bytes, count: int) -> None:
+        self.tail.append((frames, count))
+        if self.attached:
+            self._write(frames)
+
+    def position_lost(self, channel: str) -> bool:
+        """See `channel.Subscriber`."""
+        if self.leaves_all:
+            self.end()
+        return super().position_lost(channel)
+
+    def detach(self) -> None:
+        """Lose its socket: as a connection with a session does."""
+        assert self.hub is not None
+        self.attached = False
+        self.paused = True
+        self.room = None
+        self.hub.detach(self, self.channels)
+
+    def attach(self, *, full: bool = False) -> None:
+        """Get another socket, which may be full by the replay alone."""
+        assert self.hub is not None
+        self.attached = True
+        self.paused = full
+        self.hub.attach(self, self.channels)
+
+    def end(self) -> None:
+        """Leave everything."""
+        assert self.hub is not None
+        for channel in list(self.channels):
+            del self.channels[channel]
+            self.hub.leave(self, channel)
+
+    @property
+    def pushes(self) -> list[Any]:
+        """Everything that it got or can replay, parsed."""
+        found = []
+        for frames, count in self.tail:
+            messages = texts(frames)
+            assert len(messages) == count
+            found += [json.loads(message)["push"] for message in messages]
+        return found
+
+
 def texts(data: bytes) -> list[str]:
     """The contents of whole text frames of a server."""
     found = []
