@@ -1,4 +1,4 @@
-"""Child processes that never outlive the benchmark, and the harness's end of a load process."""
+"""Child processes that never outlive their harness, and the harness's end of a load process."""
 
 import asyncio
 import ctypes
@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 
@@ -24,7 +24,6 @@ from scripts.benchmarks.messages import (
     Gathered,
     Pace,
     Paced,
-    Request,
     Rounded,
     Rounds,
     Target,
@@ -36,11 +35,13 @@ _STOP_TIMEOUT = 20.0
 _START_TIMEOUT = 30.0
 # A load process gives up by itself before that.
 _ANSWER_TIMEOUT = 90.0
+# The longest line that a child may print: the answer of one that speaks for ten thousand clients.
+_LINE_MAX_BYTES = 16 * 1024 * 1024
 
 _SET_PARENT_DEATH_SIGNAL = 1  # <linux/prctl.h>: PR_SET_PDEATHSIG
 
 
-_Expected = TypeVar("_Expected", bound=Answer)
+_Expected = TypeVar("_Expected", bound=msgspec.Struct)
 
 
 class BenchmarkFailed(Exception):
@@ -54,6 +55,7 @@ async def child(
     environment: Mapping[str, str] | None = None,
     stdin: int = asyncio.subprocess.DEVNULL,
     stdout: int | IO[bytes] = asyncio.subprocess.PIPE,
+    stderr: int | IO[bytes] | None = None,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Runs this Python with some arguments in the project's root, and ends it in any case.
 
@@ -66,7 +68,8 @@ async def child(
         env=environment,
         stdin=stdin,
         stdout=stdout,
-        stderr=None if stdout == asyncio.subprocess.PIPE else asyncio.subprocess.STDOUT,
+        stderr=stderr,
+        limit=_LINE_MAX_BYTES,
         preexec_fn=_end_with_parent(os.getpid()),
     )
     try:
@@ -75,12 +78,41 @@ async def child(
         await _end(process)
 
 
-class LoadProcess:
-    """The harness's end: one method per request, each returning its own kind of answer."""
+class Worker:
+    """A child that carries out requests: one JSON object a line each way, in the order of asking.
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    `answers` is the union of everything that it may say.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, answers: Any) -> None:
         self._process = process
+        self._decode = msgspec.json.Decoder(answers).decode
         self.pid = process.pid
+
+    async def ask(
+        self, request: msgspec.Struct, expected: type[_Expected], timeout: float = _ANSWER_TIMEOUT
+    ) -> _Expected:
+        """The answer, of the type that belongs to the request. Raises BenchmarkFailed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+        try:
+            async with asyncio.timeout(timeout):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            raise BenchmarkFailed("a load process does not answer") from None
+        if not line:
+            raise BenchmarkFailed("a load process ended")
+        answer = self._decode(line)
+        if isinstance(answer, Failed):
+            raise BenchmarkFailed(f"{type(request).__name__.lower()}: {answer.reason}")
+        if not isinstance(answer, expected):
+            raise AssertionError(f"{request} was answered by {answer}")
+        return answer
+
+
+class LoadProcess(Worker):
+    """The harness's end: one method per request, each returning its own kind of answer."""
 
     @classmethod
     @asynccontextmanager
@@ -90,45 +122,27 @@ class LoadProcess:
         async with child(arguments, stdin=asyncio.subprocess.PIPE) as process:
             if core is not None:
                 procfs.pin(process.pid, core)
-            yield cls(process)
+            yield cls(process, Answer)
 
     async def gather(self, request: Gather) -> Gathered:
         """Opens subscribers."""
-        return await self._ask(request, Gathered)
+        return await self.ask(request, Gathered)
 
     async def dismiss(self) -> None:
         """Closes them."""
-        await self._ask(Dismiss(), Dismissed)
+        await self.ask(Dismiss(), Dismissed)
 
     async def rounds(self, request: Rounds) -> Rounded:
         """Publishes round by round."""
-        return await self._ask(request, Rounded)
+        return await self.ask(request, Rounded)
 
     async def flood(self, request: Flood) -> Flooded:
         """Publishes as fast as it is acknowledged."""
-        return await self._ask(request, Flooded)
+        return await self.ask(request, Flooded)
 
     async def pace(self, request: Pace) -> Paced:
         """Publishes at a rate."""
-        return await self._ask(request, Paced)
-
-    async def _ask(self, request: Request, expected: type[_Expected]) -> _Expected:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(request) + b"\n")
-        try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT):
-                line = await self._process.stdout.readline()
-        except TimeoutError:
-            raise BenchmarkFailed("a load process does not answer") from None
-        if not line:
-            raise BenchmarkFailed("a load process ended")
-        answer = msgspec.json.decode(line, type=Answer)
-        if isinstance(answer, Failed):
-            raise BenchmarkFailed(f"{type(request).__name__.lower()}: {answer.reason}")
-        if not isinstance(answer, expected):
-            raise AssertionError(f"{request} was answered by {answer}")
-        return answer
+        return await self.ask(request, Paced)
 
 
 async def printed_line(process: asyncio.subprocess.Process) -> str:
