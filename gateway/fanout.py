@@ -30,7 +30,7 @@ class FanOut:
         self._flush_due = False
         self._committed_at = 0.0  # when the oldest commit among what is pending came
         self._flushing = False
-        self._afterwards: list[Callable[[], None]] = []
+        self._afterwards: list[Callable[[], object]] = []
         self._delivered = 0  # pushes that were written since the counter was told
 
     @property
@@ -94,7 +94,7 @@ class FanOut:
             for change in afterwards:
                 change()
 
-    def after_writing(self, change: Callable[[], None]) -> None:
+    def after_writing(self, change: Callable[[], object]) -> None:
         """Write what is pending, and then change who is in the audiences.
 
         That is at once, unless somebody who is being written to asks for it: the audiences mustn't

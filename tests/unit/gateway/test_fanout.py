@@ -20,7 +20,7 @@ RSV1 = 0x40  # marks a compressed frame (RFC 7692, 6)
 class Recipient:
     """Notes what is written to it. `then` is called with each write."""
 
-    def __init__(self, *, deflate: bool = False, then: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *, deflate: bool = False, then: Callable[[], object] = lambda: None) -> None:
         self.deflate = deflate
         self.paused = False
         self.then = then
@@ -40,6 +40,26 @@ class Recipient:
     def _write(self, frames: bytes) -> None:
         self.writes.append(frames)
         self.then()
+
+
+class Recorded(Recipient):
+    """Notes what is written to it as a session does: with the number of frames."""
+
+    def __init__(self, *, deflate: bool = False, then: Callable[[], object] = lambda: None) -> None:
+        super().__init__(deflate=deflate, then=then)
+        self.counts: list[int] = []
+
+    @property
+    def sink(self) -> Sink:
+        raise AssertionError("a session was written to past its recorder")
+
+    @property
+    def record(self) -> Recorder:
+        return self._record
+
+    def _record(self, frames: bytes, count: int) -> None:
+        self.counts.append(count)
+        self._write(frames)
 
 
 def audience(*members: Recipient) -> Audience:
@@ -363,3 +383,140 @@ def test_a_commit_for_nobody_is_not_measured(out: FanOut, loop: FakeLoop) -> Non
     loop.turn()
 
     assert sample("commit_to_write_seconds_count") == count
+
+
+# --- sessions ---------------------------------------------------------------------------------
+
+
+def test_sessions_are_told_how_many_frames_they_get(out: FanOut, loop: FakeLoop) -> None:
+    session = Recorded()
+    everybody = audience(session)
+
+    for _ in range(3):
+        out.append(everybody, SHORT)
+    loop.turn()
+    out.append(everybody, LONG)
+    loop.turn()
+
+    assert session.writes == [frames(SHORT, SHORT, SHORT), frames(LONG)]
+    assert session.counts == [3, 1]
+
+
+def test_frames_of_sessions_are_those_of_everybody_and_never_compressed(
+    out: FanOut, loop: FakeLoop
+) -> None:
+    plain, session = Recipient(), Recorded(deflate=True)
+    out.append(audience(plain, session, Recipient(deflate=True)), LONG)
+    loop.turn()
+
+    assert session.writes == [frames(LONG)]
+    assert session.writes[0] is plain.writes[0]
+
+
+def test_several_audiences_of_a_turn_are_one_record_with_all_their_frames(
+    out: FanOut, loop: FakeLoop
+) -> None:
+    everywhere = [Recorded() for _ in range(3)]
+    alone = Recorded()
+    stock = Recipient()
+    channels = [audience(*everywhere), audience(*everywhere, alone, stock), audience(*everywhere)]
+
+    out.append(channels[0], b'{"channel":0}')
+    out.append(channels[0], SHORT)
+    for number in (1, 2):
+        out.append(channels[number], b'{"channel":%d}' % number)
+    loop.turn()
+
+    for session in everywhere:
+        assert session.writes == [
+            frames(b'{"channel":0}', SHORT, b'{"channel":1}', b'{"channel":2}')
+        ]
+        assert session.writes[0] is everywhere[0].writes[0]
+        assert session.counts == [4]
+    assert (alone.writes, alone.counts) == ([frames(b'{"channel":1}')], [1])
+    assert stock.writes == [frames(b'{"channel":1}')]
+
+
+@pytest.mark.parametrize("audiences", [1, 2])
+def test_a_session_that_cannot_be_written_to_costs_the_others_nothing(
+    out: FanOut, loop: FakeLoop, audiences: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = before, broken, after = Recorded(), Recorded(then=fail), Recorded()
+    for channel in [audience(*members) for _ in range(audiences)]:
+        out.append(channel, SHORT)
+    loop.turn()
+
+    assert before.counts == after.counts == [audiences]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert broken.counts == [audiences]
+
+
+def test_a_session_may_leave_while_it_is_written_to(out: FanOut, loop: FakeLoop) -> None:
+    leaving = Recorded(then=lambda: everybody.remove(leaving))
+    others = [Recorded(), Recorded()]
+    everybody = audience(others[0], leaving, others[1])
+    for _ in range(2):
+        out.append(everybody, SHORT)
+        loop.turn()
+
+    assert leaving.counts == [1]
+    assert [other.counts for other in others] == [[1, 1]] * 2
+
+
+# --- one subscriber at a time -------------------------------------------------------------------
+
+
+def test_a_piece_is_encoded_for_whoever_gets_it(
+    out: FanOut, caplog: pytest.LogCaptureFixture
+) -> None:
+    piece = Piece([SHORT, LONG])
+    plain, session, broken = Recipient(), Recorded(deflate=True), Recipient(then=fail)
+    deflating = [Recipient(deflate=True) for _ in range(2)]
+    for recipient in (plain, session, broken, *deflating):
+        out.write(recipient, piece)
+
+    assert plain.writes == session.writes == [frames(SHORT, LONG)]
+    assert session.counts == [2]
+    assert deflating[0].writes == [text_frame(SHORT) + deflated_text_frame(LONG)]
+    assert deflating[0].writes[0] is deflating[1].writes[0]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+# --- changing who is in the audiences -----------------------------------------------------------
+
+
+def test_a_change_is_made_at_once_behind_what_is_pending(out: FanOut) -> None:
+    recipient = Recipient()
+    everybody = audience(recipient)
+    out.append(everybody, SHORT)
+    out.after_writing(lambda: everybody.remove(recipient))
+
+    assert recipient.writes == [frames(SHORT)]
+    assert len(everybody) == 0
+
+
+def test_a_change_waits_for_the_end_of_the_loop_over_the_audience(
+    out: FanOut, loop: FakeLoop
+) -> None:
+    order: list[str] = []
+
+    def change_later() -> None:
+        out.after_writing(change)
+        order.append("first")
+
+    def change() -> None:
+        order.append("change")
+        everybody.remove(first)
+        out.append(everybody, LONG)
+        out.after_writing(lambda: order.append("another"))
+
+    first = Recipient(then=change_later)
+    second = Recipient(then=lambda: order.append("second"))
+    everybody = audience(first, second)
+    out.append(everybody, SHORT)
+    loop.turn()
+    loop.turn()
+
+    assert order == ["first", "second", "change", "second", "another"]
+    assert first.writes == [frames(SHORT)]
+    assert second.writes == [frames(SHORT), frames(LONG)]
