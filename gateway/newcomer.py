@@ -22,7 +22,6 @@ from gateway.protocol.codes import (
 )
 from gateway.protocol.session import Gone, Resumption, SessionViolation
 from gateway.protocol.session_frames import (
-    BackoffDeclaration,
     MalformedSessionFrame,
     Open,
     Resume,
@@ -148,7 +147,7 @@ class Newcomer:
     def _open(self, frame: Open) -> Owner:
         if not self._admit(Arrival.CONNECT, None):
             return self
-        backoff = declared(frame.backoff)
+        backoff = frame.backoff.in_seconds()
         connection = self._host.begin_session(self._link, self._address, backoff)
         if connection is None:
             self._close_with_slot()
@@ -258,15 +257,3 @@ class Newcomer:
         self._stale_at += seconds
         if self._link.closing and self._link.is_owned_by(self):
             self._link.close_due += seconds
-
-
-def declared(declaration: BackoffDeclaration) -> DeclaredBackoff:
-    """A declaration of the wire in the units of everything else: seconds."""
-    return DeclaredBackoff(
-        min=declaration.min / 1000,
-        max=declaration.max / 1000,
-        factor=declaration.factor,
-        jitter=declaration.jitter,
-        attempts=declaration.attempts,
-        timeout=declaration.timeout / 1000,
-    )

@@ -2,7 +2,15 @@
 
 A session frame is a text message with the single top-level key `session`. What follows it is one
 member that names the frame. The server's frames always begin with `PREFIX`; a client's may have
-white space in front of it and around the key.
+white space in front of it and around the key, but writes the key as it is, without escapes.
+
+Which layer a message belongs to is seen from its beginning alone (`is_session_frame`), because it
+is asked for every message. So one that begins with the key `session` and then has others, or
+another object behind it, is a session frame that is malformed, and not part A's; and one in which
+`session` comes later is part A's, where it is no command.
+
+In the client's frames a member that is `null` is absent, and only known frames are accepted. In
+the server's, a client ignores what it doesn't know.
 """
 
 import re
@@ -12,12 +20,14 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
+from gateway.protocol.backoff import DeclaredBackoff
 from gateway.protocol.health import Quality
 from gateway.protocol.session import Gone
 
 PREFIX: Final = '{"session":'
 _PREFIX_LENGTH: Final = len(PREFIX)
-_LOOSE_PREFIX: Final = re.compile(r'\s*\{\s*"session"\s*:')
+# JSON's white space (RFC 8259, 2); `\s` would be more than that.
+_LOOSE_PREFIX: Final = re.compile(r'[ \t\n\r]*\{[ \t\n\r]*"session"[ \t\n\r]*:')
 
 # Exactly what a double holds: clients count in JavaScript.
 FrameCount = Annotated[int, Meta(ge=0, le=2**53 - 1)]
@@ -26,14 +36,28 @@ TOKEN_LENGTH_MAX: Final = 512
 
 
 class BackoffDeclaration(Struct, frozen=True, gc=False):
-    """How a client says it retries; absent members are what stock SDKs do."""
+    """How a client says it retries, in milliseconds; absent members are what our own clients do.
 
-    min: Milliseconds = 500.0
-    max: Milliseconds = 20_000.0
-    factor: Annotated[float, Meta(ge=1, le=100)] = 2.0
-    jitter: Literal["full", "none"] | Annotated[float, Meta(ge=0, le=1)] = "full"
-    attempts: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 5
-    timeout: Milliseconds = 5000.0
+    Any number is accepted; `DeclaredBackoff` makes sense of absurd ones.
+    """
+
+    min: float = 500.0
+    max: float = 20_000.0
+    factor: float = 2.0
+    jitter: Literal["full", "none"] | float = "full"
+    attempts: int = 8
+    timeout: float = 5000.0
+
+    def in_seconds(self) -> DeclaredBackoff:
+        """The schedule that is meant."""
+        return DeclaredBackoff(
+            min=self.min / 1000,
+            max=self.max / 1000,
+            factor=self.factor,
+            jitter=self.jitter,
+            attempts=self.attempts,
+            timeout=self.timeout / 1000,
+        )
 
 
 class Open(Struct, frozen=True, gc=False):
@@ -47,7 +71,7 @@ class Resume(Struct, frozen=True, gc=False):
 
     token: Annotated[str, Meta(max_length=TOKEN_LENGTH_MAX)]
     received: FrameCount
-    attempt: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    attempt: FrameCount = 0
 
 
 class Counts(Struct, frozen=True, gc=False):
@@ -115,6 +139,11 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def _round_trip_ms(seconds: float) -> int:
+    """0 says that nothing was measured yet, so it is not a short round trip's."""
+    return max(_ms(seconds), 1) if seconds else 0
+
+
 def opened(token: str, generation: int, ping: float, retain: float, stable: float) -> bytes:
     """The session has begun; times in seconds."""
     return (
@@ -143,11 +172,11 @@ def gone(reason: Gone) -> bytes:
 
 
 def ping(received: int, sent: int, rtt: float, quality: Quality, retain: float) -> bytes:
-    """A health ping and an acknowledgement; times in seconds."""
+    """A health ping and an acknowledgement; times in seconds, `rtt` 0 before it is known."""
     return b'{"session":{"ping":{"received":%d,"sent":%d,"rtt":%d,"quality":"%b","retain":%d}}}' % (
         received,
         sent,
-        _ms(rtt),
+        _round_trip_ms(rtt),
         quality.value.encode(),
         _ms(retain),
     )
