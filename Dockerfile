@@ -11,6 +11,7 @@ WORKDIR /src
 COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE ./
 COPY gateway gateway
 COPY handlers handlers
+COPY clients/js/src clients/js/src
 COPY store store
 COPY metrics metrics
 RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels '.[redis]'

@@ -5,6 +5,7 @@ works.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from handlers.pages import CLIENT_FILES
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("gateway", "handlers", "store", "metrics")
+
+# The chat page's part of the JavaScript client, in the wheel and in the source tree.
+CLIENT = "handlers/client"
+CLIENT_SOURCE = "clients/js/src"
 
 # What a checkout holds that a clone doesn't. `build` above all: setuptools would take stale modules
 # from it.
@@ -45,6 +52,14 @@ print(json.dumps({
         for name in ("gateway", "handlers", "store", "metrics", "scripts", "tests")
     },
 }))
+"""
+
+# Reads all of the page, as the installed server does at its start, and says from where.
+_LOAD_PAGE = """
+from aiohttp import web
+from handlers import pages
+pages.setup_pages(web.Application())
+print(pages.client_folder())
 """
 
 _LIST_REVISIONS = """
@@ -141,10 +156,12 @@ def test_wheel_holds_the_page(contents: set[str]) -> None:
 
     assert "handlers/static/index.html" in static
     assert static <= contents
+    assert {f"{CLIENT}/{name}" for name in CLIENT_FILES} <= contents
 
 
 def test_wheel_holds_no_leftovers(contents: set[str]) -> None:
     source = {name for package in PACKAGES for name in _sources(package, "**/*")}
+    source |= {f"{CLIENT}/{name}" for name in CLIENT_FILES}
 
     assert {name for name in contents if ".dist-info/" not in name} <= source
 
@@ -178,6 +195,24 @@ def test_alembic_reads_the_installed_migrations(installed: Path, tmp_path: Path)
 
     assert revisions
     assert len(revisions) == len(_sources("store", "migrations/versions/*.py"))
+
+
+def test_the_page_is_served_from_the_installation(installed: Path, tmp_path: Path) -> None:
+    folder = Path(_run(installed / "python", "-c", _LOAD_PAGE, cwd=tmp_path).strip())
+
+    assert folder.is_relative_to(installed.parent)
+    for name in CLIENT_FILES:
+        assert (folder / name).read_bytes() == (ROOT / CLIENT_SOURCE / name).read_bytes()
+
+
+def test_the_image_is_built_from_all_that_the_wheel_is() -> None:
+    """The engine is given what .dockerignore lets through, and copies what the Dockerfile names."""
+    sources = [*PACKAGES, CLIENT_SOURCE]
+    copied = re.findall(r"^COPY (\S+) \1$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    given = (ROOT / ".dockerignore").read_text().splitlines()
+
+    assert sorted(copied) == sorted(sources)
+    assert {f"!{source}" for source in sources} <= set(given)
 
 
 def test_the_command_is_installed(installed: Path, tmp_path: Path) -> None:

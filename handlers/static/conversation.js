@@ -4,7 +4,7 @@
  * and its subscription (gateway.js), kept in step. No DOM.
  */
 
-import { GatewayError } from "./gateway.js";
+import { GatewayError } from "./errors.js";
 import { Outbox } from "./outbox.js";
 import { Room } from "./room.js";
 import { roomAdvice, sendingAdvice } from "./words.js";

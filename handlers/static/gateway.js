@@ -2,14 +2,14 @@
 /**
  * A client of the gateway's channel protocol (Centrifuge JSON over one WebSocket). No DOM.
  *
- * Theory of operation. A `Gateway` is in one of four phases:
+ * Theory of operation. A `Gateway` is in one of five phases:
  *
- *     disconnected ──connect()──▶ connecting ──reply──▶ connected
- *          ▲                        │    ▲                 │
- *          │ final close or error   │    │ timer or        │ socket lost
- *          └────────────────────────┤    │ retryNow()      │
- *                                   ▼    │                 │
- *                                   waiting ◀──────────────┘
+ *     disconnected ──connect()──▶ connecting ──reply──▶ connected ──line lost──▶ resuming
+ *          ▲                        │    ▲               │     ▲                   │
+ *          │ final close or error   │    │ timer or      │     └──── line back ────┤
+ *          └────────────────────────┤    │ retryNow()    │ connection lost         │
+ *                                   ▼    │               ▼                         │
+ *                                   waiting ◀────────────┴─────────────────────────┘
  *
  * Every attempt to connect has a number, and whatever arrives for an attempt that is over is
  * dropped, so that a late event can never disturb the present socket. Subscriptions outlive
@@ -19,7 +19,16 @@
  *
  * `connect` and all `subscribe` commands leave in the first frame, so that coming back costs one
  * round trip.
+ *
+ * The socket may be more than a plain one: a `ResumableWebSocket` gets itself another line when its
+ * own is lost, and says so (`state`, `statechange`). Then the connection lives on meanwhile
+ * (`alive`): nothing is subscribed again, commands are taken and carried out when the line is back,
+ * and no time runs against the server. The phase is `waiting` or `resuming`, like the line's state.
  */
+
+import { Commands } from "./commands.js";
+import { Code, GatewayError } from "./errors.js";
+import { backoffDelay, closeVerdict, tokenVerdict } from "./verdict.js";
 
 /**
  * @typedef {{user: string, client: string, conn_info?: any, chan_info?: any}} ClientInfo
@@ -30,20 +39,27 @@
  * @property {number} [time] Milliseconds since 1970.
  * @property {ClientInfo} [info] Absent when the server's API published it.
  *
- * @typedef {"disconnected" | "connecting" | "connected" | "waiting"} Phase
+ * @typedef {"disconnected" | "connecting" | "connected" | "resuming" | "waiting"} Phase
  *
  * @typedef {object} ConnectionState
  * @property {Phase} phase
- * @property {number} attempt Failed attempts in a row.
- * @property {number} [retryAt] When the next attempt starts, in milliseconds since 1970 (waiting).
- * @property {number} [code] Why it isn't connected (waiting, disconnected).
+ * @property {boolean} alive Whether commands are taken: they are carried out now, or when the line
+ *   is back.
+ * @property {number} attempt Failed attempts in a row, without those of the line.
+ * @property {number} [since] When it ceased to be connected, in milliseconds since 1970.
+ * @property {number | null} [retryAt] When the next attempt starts, in milliseconds since 1970
+ *   (waiting); null when that depends on something else than time.
+ * @property {boolean} promised The moment of that attempt was given by the server, and it is no use
+ *   to come earlier.
+ * @property {boolean} silent It looks connected, but the server hasn't answered for a while.
+ * @property {number | null} rtt Round trip in milliseconds, as last measured.
+ * @property {LineStatus["quality"]} quality Of the line.
+ * @property {number} [code] Why it isn't connected.
  * @property {string} [reason] The same in words.
  *
- * @typedef {object} Verdict What a close says: why, and whether and when to come back.
- * @property {number} code
- * @property {string} reason
- * @property {boolean} reconnect
- * @property {number} [retry] Milliseconds that the server asks this one connection to wait.
+ * @typedef {import("../../clients/js/src/index.js").LineStatus} LineStatus
+ * @typedef {WebSocket & LineStatus & {retryNow(): boolean}} Line A socket that is more than a plain one.
+ * @typedef {WebSocket & Partial<Line> & {onstatechange?: (() => void) | null}} Socket
  *
  * @typedef {object} Subscribed
  * @property {boolean} wasRecovering Whether a position was asked for.
@@ -65,20 +81,6 @@
  * @property {boolean} [reverse] Newest first.
  */
 
-/** Codes below 100 never come from the server. */
-export const Code = Object.freeze({
-  TIMEOUT: 1,
-  NOT_CONNECTED: 2,
-  NO_PING: 3,
-  TOKEN_UNAVAILABLE: 4,
-  CLOSED_HERE: 5,
-  INTERNAL: 100,
-  PERMISSION_DENIED: 103,
-  TOKEN_EXPIRED: 109,
-  CONNECTION_EXPIRED: 3005,
-  INVALID_TOKEN: 3500,
-});
-
 /** After these the next attempt needs another token. @type {ReadonlySet<number>} */
 const TOKEN_SPENT = new Set([Code.TOKEN_EXPIRED, Code.CONNECTION_EXPIRED, Code.INVALID_TOKEN]);
 
@@ -86,65 +88,21 @@ const TOKEN_SPENT = new Set([Code.TOKEN_EXPIRED, Code.CONNECTION_EXPIRED, Code.I
 const UNSUBSCRIBED_FOR_NOW = 2500;
 
 const CONNECT_TIMEOUT_MS = 10_000;
-const COMMAND_TIMEOUT_MS = 10_000;
 const PROBE_TIMEOUT_MS = 4_000;
+/** So long a question may go unanswered, and nothing else be heard, before that is shown. */
+const PATIENCE_MS = 4_000;
+/** A check that comes so much too late means that this page was asleep, not the server. */
+const ASLEEP_MS = 1_000;
+/** What arrived during the sleep is heard within this time. */
+const AWAKE_GRACE_MS = 2_000;
+/** A new token that can't be had just now is asked for again. */
+const REFRESH_RETRY_MS = 5_000;
 /** Added to the server's ping interval before silence counts as loss; as in the stock SDKs. */
 const PING_SLACK_MS = 10_000;
 /** A connection that lasted this long ends a series of failures; shorter ones continue it. */
 const STABLE_MS = 10_000;
 /** setTimeout's limit. */
 const TIMER_MAX_MS = 2 ** 31 - 1;
-
-export const BACKOFF = Object.freeze({ minMs: 500, maxMs: 20_000, factor: 2 });
-
-export class GatewayError extends Error {
-  /**
-   * @param {number} code
-   * @param {string} message
-   * @param {boolean} temporary Whether the same thing may work later.
-   */
-  constructor(code, message, temporary) {
-    super(message);
-    this.name = "GatewayError";
-    this.code = code;
-    this.temporary = temporary;
-  }
-}
-
-/**
- * How long to wait before an attempt: exponential with full jitter, so that clients cut off
- * together don't come back together.
- *
- * @param {number} attempt 0 for the first.
- * @param {number} random In [0, 1).
- * @returns {number} Milliseconds.
- */
-export function backoffDelay(attempt, random) {
-  // The exponent is clamped because 2 ** 1024 is Infinity, and Infinity * 0 isn't a number.
-  const ceiling = BACKOFF.minMs * BACKOFF.factor ** Math.min(attempt, 30);
-  return Math.round(random * Math.min(BACKOFF.maxMs, ceiling));
-}
-
-/**
- * Reads a WebSocket close. A JSON reason is obeyed; otherwise the code's range decides.
- *
- * @param {number} code
- * @param {string} text
- * @returns {Verdict}
- */
-export function closeVerdict(code, text) {
-  try {
-    const said = JSON.parse(text);
-    if (typeof said.reconnect === "boolean") {
-      const retry = Number.isFinite(said.retry) && said.retry >= 0 ? said.retry : undefined;
-      return { code, reason: String(said.reason ?? ""), reconnect: said.reconnect, retry };
-    }
-  } catch {
-    // Not JSON: plain text, or nothing at all when the network went away.
-  }
-  const final = code === 1009 || (code >= 3500 && code < 4000) || (code >= 4500 && code < 5000);
-  return { code, reason: text || "connection lost", reconnect: !final };
-}
 
 /** One channel. Made by `Gateway.subscribe`. */
 class Subscription {
@@ -171,7 +129,7 @@ class Subscription {
 
 export class Gateway {
   /** @type {ConnectionState} */
-  state = { phase: "disconnected", attempt: 0 };
+  state = { phase: "disconnected", alive: false, attempt: 0, promised: false, silent: false, rtt: null, quality: null };
 
   #url;
   #getToken;
@@ -182,22 +140,26 @@ export class Gateway {
 
   /** @type {string | null} */
   #token = null;
-  /** @type {WebSocket | null} */
+  /** @type {Socket | null} */
   #socket = null;
   /** Numbers attempts; whatever belongs to an earlier one is stale. */
   #current = 0;
   /** Whether the first frame of this socket has left. */
   #opened = false;
+  /** Whether the server has accepted it. */
+  #alive = false;
   #failures = 0;
-  #nextId = 1;
   #pongs = false;
   #lastSeen = 0;
-  /** @type {Map<number, {resolve: (result: any) => void, reject: (error: GatewayError) => void, timer: ReturnType<typeof setTimeout>}>} */
-  #outstanding = new Map();
+  #silent = false;
+  #promised = false;
+  /** What the present trouble began with. @type {{code: number, reason: string} | null} */
+  #cause = null;
+  #commands = new Commands();
   /** @type {Map<string, Subscription>} */
   #subscriptions = new Map();
-  /** @type {Record<"retry" | "connect" | "watch" | "stable" | "refresh", ReturnType<typeof setTimeout> | undefined>} */
-  #timers = { retry: undefined, connect: undefined, watch: undefined, stable: undefined, refresh: undefined };
+  /** @type {Partial<Record<"retry" | "connect" | "watch" | "patience" | "stable" | "refresh", ReturnType<typeof setTimeout>>>} */
+  #timers = {};
 
   /**
    * @param {string} url
@@ -205,7 +167,7 @@ export class Gateway {
    * @param {() => Promise<string>} options.getToken Called for the first connect and whenever the
    *   token has expired. To end the attempts, reject with a GatewayError that isn't temporary.
    * @param {(state: ConnectionState) => void} [options.onState]
-   * @param {typeof WebSocket} [options.websocket] Anything with the browser's interface.
+   * @param {new (url: string) => any} [options.websocket] Anything with the browser's interface.
    * @param {() => number} [options.random]
    * @param {() => number} [options.now] Milliseconds since 1970.
    */
@@ -218,16 +180,23 @@ export class Gateway {
     this.#now = now;
   }
 
-  /** Starts. Without effect while connecting or connected. */
+  /** Starts. Without effect unless disconnected or waiting. */
   connect() {
-    if (this.state.phase === "connecting" || this.state.phase === "connected") return;
+    if (this.#socket || this.state.phase === "connecting") return;
     this.#failures = 0;
+    this.#cause = null;
     this.#attempt();
   }
 
-  /** Doesn't wait any longer for the next attempt. */
+  /** Doesn't wait any longer for the next attempt, unless the server has given its moment. */
   retryNow() {
-    if (this.state.phase === "waiting") this.#attempt();
+    if (this.state.phase !== "waiting") return;
+    const line = this.#line;
+    if (!line) this.#attempt();
+    else if (!line.retryNow()) {
+      this.#promised = true;
+      this.#setState(this.state);
+    }
   }
 
   /** Ends for good, until `connect()`. */
@@ -237,14 +206,15 @@ export class Gateway {
 
   /**
    * Finds out soon whether a connection that looks open still is: for when the device was asleep or
-   * its network changed. A wait for the next attempt is cut short.
+   * its network changed. A wait for the next attempt is cut short. A line that comes back by itself
+   * is left to do so.
    */
   probe() {
-    this.retryNow();
+    if (!this.#line) this.retryNow();
     if (this.state.phase !== "connected") return;
     const current = this.#current;
     this.#command("ping", {}, PROBE_TIMEOUT_MS).catch((error) => {
-      if (error.code !== Code.TIMEOUT || current !== this.#current) return;
+      if (error.code !== Code.TIMEOUT || current !== this.#current || this.#line) return;
       this.#lost({ code: Code.NO_PING, reason: "the server doesn't answer", reconnect: true });
     });
   }
@@ -293,6 +263,8 @@ export class Gateway {
    * @param {any} data
    */
   publishEphemeral(channel, data) {
+    // Kept until the line is back, it would be news of yesterday.
+    if (this.state.phase !== "connected") return Promise.reject(notConnected());
     return this.#command("publish", { channel, data, ephemeral: true });
   }
 
@@ -320,10 +292,7 @@ export class Gateway {
     this.#clearTimers();
     const current = ++this.#current;
     this.#setState({ phase: "connecting" });
-    this.#timers.connect = setTimeout(
-      () => this.#lost({ code: Code.TIMEOUT, reason: "the server didn't answer in time", reconnect: true }),
-      CONNECT_TIMEOUT_MS,
-    );
+    this.#expectConnection();
     if (this.#token === null) {
       try {
         const token = await this.#getToken();
@@ -334,6 +303,7 @@ export class Gateway {
         return;
       }
     }
+    /** @type {Socket} */
     const socket = new this.#websocket(this.#url);
     this.#socket = socket;
     socket.onopen = () => {
@@ -345,10 +315,13 @@ export class Gateway {
     socket.onclose = (event) => {
       if (current === this.#current) this.#lost(closeVerdict(event.code, event.reason));
     };
+    socket.onstatechange = () => {
+      if (current === this.#current) this.#lineChanged();
+    };
   }
 
   #open() {
-    const connect = this.#prepare("connect", { token: this.#token, name: "capegate-page" }, {
+    const connect = this.#commands.prepare("connect", { token: this.#token, name: "capegate-page" }, {
       resolve: (result) => this.#connected(result),
       reject: (error) => this.#refused(error),
     });
@@ -359,7 +332,8 @@ export class Gateway {
 
   /** @param {any} result */
   #connected(result) {
-    clearTimeout(this.#timers.connect);
+    this.#stopTimer("connect");
+    this.#alive = true;
     this.#pongs = result.pong === true;
     if (result.ping > 0) this.#watch(result.ping * 1000 + PING_SLACK_MS);
     this.#scheduleRefresh(result);
@@ -367,6 +341,44 @@ export class Gateway {
       this.#failures = 0;
     }, STABLE_MS);
     this.#setState({ phase: "connected" });
+  }
+
+  #expectConnection() {
+    this.#timers.connect ??= setTimeout(
+      () => this.#lost({ code: Code.TIMEOUT, reason: "the server didn't answer in time", reconnect: true }),
+      CONNECT_TIMEOUT_MS,
+    );
+  }
+
+  /** The socket, if it comes back by itself. */
+  get #line() {
+    const socket = this.#socket;
+    return socket && "retryNow" in socket ? /** @type {Line} */ (socket) : null;
+  }
+
+  #lineChanged() {
+    const line = this.#line;
+    // Its close comes next.
+    if (!line || line.state === "closed") return;
+    if (line.error) this.#blame(closeVerdict(line.error.code, line.error.reason));
+    const isAway = line.state === "waiting" || line.state === "resuming";
+    if (isAway) {
+      this.#commands.pause();
+      this.#stopTimer("patience");
+      this.#silent = false;
+    } else {
+      this.#commands.resume();
+    }
+    if (line.state !== "waiting") this.#promised = false;
+    if (this.#alive) {
+      this.#setState({ phase: line.state, retryAt: line.retryAt });
+    } else if (line.state === "waiting") {
+      this.#stopTimer("connect");
+      this.#setState({ phase: "waiting", retryAt: line.retryAt });
+    } else {
+      this.#expectConnection();
+      this.#setState({ phase: "connecting" });
+    }
   }
 
   /** @param {GatewayError} error */
@@ -377,13 +389,13 @@ export class Gateway {
     this.#lost({ code: error.code, reason: error.message, reconnect });
   }
 
-  /** @param {Verdict} verdict */
+  /** @param {import("./verdict.js").Verdict} verdict */
   #lost(verdict) {
     this.#clearTimers();
     this.#current += 1;
     const socket = this.#socket;
     this.#socket = null;
-    this.#opened = false;
+    this.#opened = this.#alive = this.#silent = this.#promised = false;
     if (socket) socket.close();
     if (TOKEN_SPENT.has(verdict.code)) this.#token = null;
     for (const subscription of this.#subscriptions.values()) {
@@ -394,31 +406,63 @@ export class Gateway {
       const delay = verdict.retry ?? backoffDelay(this.#failures, this.#random());
       this.#failures += 1;
       this.#timers.retry = setTimeout(() => this.#attempt(), Math.min(delay, TIMER_MAX_MS));
-      this.#setState({ phase: "waiting", retryAt: this.#now() + delay, code: verdict.code, reason: verdict.reason });
+      this.#blame(verdict);
+      this.#setState({ phase: "waiting", retryAt: this.#now() + delay });
     } else {
-      this.#setState({ phase: "disconnected", code: verdict.code, reason: verdict.reason });
+      this.#cause = verdict;
+      this.#setState({ phase: "disconnected" });
     }
     // After the state has changed, so that whoever is told "not connected" finds it so.
-    const outstanding = [...this.#outstanding.values()];
-    this.#outstanding.clear();
-    for (const command of outstanding) {
-      clearTimeout(command.timer);
-      command.reject(new GatewayError(Code.NOT_CONNECTED, "the connection was lost", true));
-    }
+    this.#commands.fail(notConnected());
+  }
+
+  /**
+   * Remembers why it isn't connected. That the line broke, or that nobody is there to connect to,
+   * says less than what was known before.
+   *
+   * @param {{code: number, reason: string}} cause
+   */
+  #blame({ code, reason }) {
+    if (this.#cause === null || code !== Code.LOST) this.#cause = { code, reason };
   }
 
   /** @param {number} silenceMs */
   #watch(silenceMs) {
+    let due = 0;
+    let spared = false;
     // One timer that looks at a timestamp: re-arming it for every message would cost more.
+    const checkIn = (/** @type {number} */ delay) => {
+      due = this.#now() + delay;
+      this.#timers.watch = setTimeout(check, delay);
+    };
     const check = () => {
-      const left = this.#lastSeen + silenceMs - this.#now();
-      if (left > 0) {
-        this.#timers.watch = setTimeout(check, left);
+      const now = this.#now();
+      const left = this.#lastSeen + silenceMs - now;
+      const wasAsleep = now - due > ASLEEP_MS;
+      if (left <= 0 && (spared || !wasAsleep)) {
+        this.#lost({ code: Code.NO_PING, reason: "nothing heard from the server", reconnect: true });
         return;
       }
-      this.#lost({ code: Code.NO_PING, reason: "nothing heard from the server", reconnect: true });
+      spared = left <= 0;
+      checkIn(spared ? AWAKE_GRACE_MS : left);
     };
-    this.#timers.watch = setTimeout(check, silenceMs);
+    checkIn(silenceMs);
+  }
+
+  /** A question has been asked. */
+  #listen() {
+    if (this.state.phase !== "connected") return;
+    this.#timers.patience ??= setTimeout(() => {
+      this.#silent = true;
+      this.#setState({ phase: "connected" });
+    }, PATIENCE_MS);
+  }
+
+  #heard() {
+    this.#stopTimer("patience");
+    if (!this.#silent) return;
+    this.#silent = false;
+    this.#setState({ phase: this.state.phase });
   }
 
   /** @param {{expires?: boolean, ttl?: number}} result */
@@ -438,10 +482,14 @@ export class Gateway {
       this.#token = token;
       const result = await this.#command("refresh", { token });
       if (current === this.#current) this.#scheduleRefresh(result);
-    } catch {
+    } catch (error) {
+      if (current !== this.#current) return;
       // The server closes an expired connection as it sees fit; the next connect then asks for a
       // new token, and shows why there is none.
-      if (current === this.#current) this.#token = null;
+      this.#token = null;
+      if (tokenVerdict(error).reconnect) {
+        this.#timers.refresh = setTimeout(() => this.#refresh(), REFRESH_RETRY_MS);
+      }
     }
   }
 
@@ -461,20 +509,11 @@ export class Gateway {
 
   /** @param {any} message */
   #handle(message) {
-    if (message.id) this.#reply(message);
+    // A ping may be the line's own, made to keep watchdogs quiet: it answers nothing.
+    if (message.id || message.push) this.#heard();
+    if (message.id) this.#commands.answer(message);
     else if (message.push) this.#push(message.push);
     else if (this.#pongs) this.#socket?.send("{}");
-  }
-
-  /** @param {any} reply */
-  #reply(reply) {
-    const command = this.#outstanding.get(reply.id);
-    if (!command) return;
-    this.#outstanding.delete(reply.id);
-    clearTimeout(command.timer);
-    const { id, error, ...results } = reply;
-    if (error) command.reject(new GatewayError(error.code, error.message, error.temporary === true));
-    else command.resolve(Object.values(results)[0] ?? {});
   }
 
   /** @param {any} push */
@@ -510,7 +549,7 @@ export class Gateway {
   /** @param {Subscription} subscription */
   #subscribeCommand(subscription) {
     const live = () => this.#subscriptions.get(subscription.channel) === subscription;
-    return this.#prepare("subscribe", subscription.request(), {
+    return this.#commands.prepare("subscribe", subscription.request(), {
       resolve: (result) => {
         if (live()) this.#subscribed(subscription, result);
       },
@@ -592,57 +631,50 @@ export class Gateway {
    * @param {number} [timeoutMs]
    * @returns {Promise<any>}
    */
-  #command(method, params, timeoutMs = COMMAND_TIMEOUT_MS) {
-    if (this.state.phase !== "connected") {
-      return Promise.reject(new GatewayError(Code.NOT_CONNECTED, "not connected", true));
-    }
+  #command(method, params, timeoutMs) {
+    if (!this.#alive) return Promise.reject(notConnected());
     return new Promise((resolve, reject) => {
-      this.#send([this.#prepare(method, params, { resolve, reject }, timeoutMs)]);
+      this.#send([this.#commands.prepare(method, params, { resolve, reject }, timeoutMs)]);
     });
-  }
-
-  /**
-   * Numbers a command and expects its reply.
-   *
-   * @param {string} method
-   * @param {object} params
-   * @param {{resolve: (result: any) => void, reject: (error: GatewayError) => void}} waiter
-   * @param {number} [timeoutMs]
-   * @returns {string} The command as it goes on the wire.
-   */
-  #prepare(method, params, { resolve, reject }, timeoutMs = COMMAND_TIMEOUT_MS) {
-    const id = this.#nextId++;
-    const timer = setTimeout(() => {
-      this.#outstanding.delete(id);
-      reject(new GatewayError(Code.TIMEOUT, "the server didn't answer in time", true));
-    }, timeoutMs);
-    this.#outstanding.set(id, { resolve, reject, timer });
-    return JSON.stringify({ id, [method]: params });
   }
 
   /** @param {string[]} commands */
   #send(commands) {
     this.#socket?.send(commands.join("\n"));
+    this.#listen();
   }
 
-  /** @param {Partial<ConnectionState> & {phase: Phase}} state */
-  #setState(state) {
-    this.state = { attempt: this.#failures, ...state };
+  /** @param {{phase: Phase, retryAt?: number | null}} state */
+  #setState({ phase, retryAt }) {
+    const line = this.#line;
+    if (phase === "connected") this.#cause = null;
+    const since = phase === "connected" ? undefined : (this.state.since ?? this.#now());
+    this.state = {
+      phase,
+      alive: this.#alive,
+      attempt: this.#failures,
+      since,
+      retryAt,
+      promised: this.#promised,
+      silent: this.#silent,
+      rtt: line?.rtt ?? null,
+      quality: line?.quality ?? null,
+      code: this.#cause?.code,
+      reason: this.#cause?.reason,
+    };
     this.#onState(this.state);
+  }
+
+  /** @param {"connect" | "patience"} name */
+  #stopTimer(name) {
+    clearTimeout(this.#timers[name]);
+    delete this.#timers[name];
   }
 
   #clearTimers() {
     for (const timer of Object.values(this.#timers)) clearTimeout(timer);
+    this.#timers = {};
   }
 }
 
-/**
- * @param {unknown} error
- * @returns {Verdict}
- */
-function tokenVerdict(error) {
-  if (error instanceof GatewayError) {
-    return { code: error.code, reason: error.message, reconnect: error.temporary };
-  }
-  return { code: Code.TOKEN_UNAVAILABLE, reason: "the server can't be reached", reconnect: true };
-}
+const notConnected = () => new GatewayError(Code.NOT_CONNECTED, "there is no connection", true);

@@ -1,7 +1,7 @@
 // @ts-check
 /** Who is speaking: a name with tokens from the development route, or a token given by hand. */
 
-import { Code, GatewayError } from "./gateway.js";
+import { Code, GatewayError } from "./errors.js";
 
 /**
  * @typedef {{user: string, token: string | null}} Identity `token` is null where the server gives

@@ -3,7 +3,7 @@
 
 import { element, setText } from "./dom.js";
 import { NoTokenRoute, fetchToken, suggestedName, userOf } from "./identity.js";
-import { GatewayError } from "./gateway.js";
+import { GatewayError } from "./errors.js";
 
 /** @typedef {import("./identity.js").Identity} Identity */
 

@@ -9,6 +9,7 @@ import {
 import { JoinDialog } from "./join.js";
 import { LogView } from "./log.js";
 import { View } from "./view.js";
+import { ResumableWebSocket } from "../client/index.js";
 
 /** @typedef {import("./identity.js").Identity} Identity */
 
@@ -18,6 +19,7 @@ const ROOMS_MAX = 12;
 const ROOM_LENGTH_MAX = 60;
 /** How many messages are kept while somebody reads up. */
 const LIMIT_READING = 5_000;
+const COUNTDOWN_MS = 250;
 const ROOMS_KEY = "capegate.rooms";
 
 class Page {
@@ -63,11 +65,9 @@ class Page {
     addEventListener("hashchange", () => this.#roomChanged());
     addEventListener("online", () => this.#gateway?.probe());
     addEventListener("pageshow", () => this.#gateway?.probe());
+    addEventListener("offline", () => this.#doubt());
     document.addEventListener("visibilitychange", () => {
-      if (document.hidden) return;
-      // A device that was asleep may hold a connection that is long dead.
-      if (this.#gateway?.state.phase === "connected") this.#gateway.probe();
-      this.#draw();
+      if (!document.hidden) this.#doubt();
     });
     addEventListener("beforeunload", (event) => {
       const unsent = [...this.#conversations.values()].some(({ room }) => room.outgoing.length > 0);
@@ -80,6 +80,12 @@ class Page {
 
   get #conversation() {
     return this.#conversations.get(roomInAddress());
+  }
+
+  /** What looks connected may be long dead: the device was asleep, or has lost its network. */
+  #doubt() {
+    if (this.#gateway?.state.phase === "connected") this.#gateway.probe();
+    this.#draw();
   }
 
   /** @param {string} [problem] */
@@ -113,6 +119,7 @@ class Page {
       onState: () => {
         if (gateway === this.#gateway) this.#connectionChanged();
       },
+      websocket: ResumableWebSocket,
     });
     this.#gateway = gateway;
     for (const room of rememberedRooms()) this.#open(room);
@@ -124,11 +131,14 @@ class Page {
   #connectionChanged() {
     const state = this.#gateway?.state;
     if (!state) return;
-    if (state.phase === "waiting" || state.phase === "disconnected") {
+    if (!state.alive && (state.phase === "waiting" || state.phase === "disconnected")) {
       for (const conversation of this.#conversations.values()) conversation.hold();
     }
     clearInterval(this.#countdown);
-    if (state.phase === "waiting") this.#countdown = setInterval(() => this.#draw(), 250);
+    // Seconds are counted, and what lasts is said.
+    if (state.phase !== "connected" && state.phase !== "disconnected") {
+      this.#countdown = setInterval(() => this.#draw(), COUNTDOWN_MS);
+    }
     if (state.phase === "disconnected" && this.#tokenNeeded) {
       const problem = this.#identity?.token ? "The token isn't good any more. Please enter a new one." : "";
       this.#identity = null;
@@ -203,6 +213,7 @@ class Page {
       connection: this.#gateway.state,
       conversation,
       conversations: [...this.#conversations.values()],
+      isOnline: navigator.onLine,
       now,
     });
     this.#showTitle();

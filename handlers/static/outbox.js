@@ -9,7 +9,7 @@
  * pause or when `flush()` says that the way is open again.
  */
 
-import { GatewayError } from "./gateway.js";
+import { GatewayError } from "./errors.js";
 
 /** Pauses between attempts while the server answers "not now"; after the last it counts as refused. */
 const PAUSES_MS = [500, 1_000, 2_000, 4_000, 8_000];

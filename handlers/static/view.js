@@ -2,11 +2,13 @@
 /** Everything on the page around the messages: connection, rooms, people, the message box. */
 
 import { element, part, reconcile, setText, showAvatar, template } from "./dom.js";
-import { connectionAdvice, connectionLabel, counted, peopleCount, typingPhrase } from "./words.js";
+import { indication } from "./indicator.js";
+import { counted, peopleCount, typingPhrase } from "./words.js";
 
 /** @typedef {import("./gateway.js").ConnectionState} ConnectionState */
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./identity.js").Identity} Identity */
+/** @typedef {import("./indicator.js").Indication} Indication */
 /** @typedef {import("./room.js").Person} Person */
 
 /**
@@ -15,6 +17,7 @@ import { connectionAdvice, connectionLabel, counted, peopleCount, typingPhrase }
  * @property {ConnectionState} connection
  * @property {Conversation} conversation The one on the screen.
  * @property {Conversation[]} conversations
+ * @property {boolean} isOnline Whether the device has a network.
  * @property {number} now
  *
  * @typedef {object} Handlers
@@ -38,6 +41,8 @@ export class View {
   #people = element("people", HTMLUListElement);
   #connection = element("connection", HTMLElement);
   #connectionLabel = element("connection-label", HTMLElement);
+  #connectionDetail = element("connection-detail", HTMLElement);
+  #connectionSpoken = element("connection-spoken", HTMLElement);
   #advice = element("advice", HTMLElement);
   #adviceText = element("advice-text", HTMLElement);
   #adviceButton = element("advice-button", HTMLButtonElement);
@@ -48,8 +53,8 @@ export class View {
   #newRoom = template("room-template");
   #newPerson = template("person-template");
   #handlers;
-  /** What was last said about the connection, to say only changes. */
-  #announced = "connecting";
+  /** The last worry about the connection that was read aloud, until it is over. */
+  #announced = "";
   /** The room whose text is in the message box, and the unsent texts of the others. */
   #room = "";
   /** @type {Map<string, string>} */
@@ -60,7 +65,9 @@ export class View {
     this.#handlers = handlers;
     this.#setUpSide();
     this.#setUpComposer();
-    this.#adviceButton.addEventListener("click", handlers.onReconnect);
+    this.#adviceButton.addEventListener("click", () => {
+      if (this.#adviceButton.getAttribute("aria-disabled") !== "true") handlers.onReconnect();
+    });
     element("change-name", HTMLButtonElement).addEventListener("click", () => {
       this.#closeSide();
       handlers.onChangeName();
@@ -73,14 +80,15 @@ export class View {
   }
 
   /** @param {Model} model */
-  render({ identity, connection, conversation, conversations, now }) {
+  render({ identity, connection, conversation, conversations, isOnline, now }) {
     const { name, room } = conversation;
     const people = room.people();
     this.#changeRoom(name);
     setText(element("room-name", HTMLElement), `#${name}`);
     setText(element("room-count", HTMLElement), people.length > 0 ? peopleCount(people.length) : "No one here yet");
-    this.#renderConnection(connection, now);
-    this.#renderAdvice(connection, conversation);
+    const indicated = indication(connection, { now, isOnline });
+    this.#renderConnection(indicated, connection);
+    this.#renderAdvice(indicated, conversation);
     this.#renderRooms(conversations, conversation);
     this.#renderPeople(people);
     this.#renderTyping(room.typing());
@@ -91,32 +99,39 @@ export class View {
   // The connection.
 
   /**
+   * @param {Indication} indicated
    * @param {ConnectionState} connection
-   * @param {number} now
    */
-  #renderConnection(connection, now) {
-    this.#connection.dataset.phase = connection.phase;
-    setText(this.#connectionLabel, connectionLabel(connection, now));
-    // The label counts seconds, so it isn't read aloud; what changed is, once.
-    const news = connection.phase === "connecting" ? this.#announced : connection.phase;
-    if (news === this.#announced) return;
-    if (news === "connected") setText(this.#announcer, this.#announced === "connecting" ? "" : "Connected again.");
-    else setText(this.#announcer, connectionAdvice(connection));
-    this.#announced = news;
+  #renderConnection({ kind, label, detail, spoken, advice }, { quality }) {
+    this.#connection.dataset.kind = kind;
+    this.#connection.dataset.quality = kind === "connected" ? (quality ?? "") : "";
+    setText(this.#connectionLabel, label);
+    setText(this.#connectionDetail, detail);
+    setText(this.#connectionSpoken, spoken);
+    // The indicator counts seconds, so it isn't read aloud by itself; what changed is, once.
+    if (advice !== "" && advice !== this.#announced) {
+      this.#announced = advice;
+      setText(this.#announcer, advice);
+    } else if (kind === "connected" && this.#announced !== "") {
+      this.#announced = "";
+      setText(this.#announcer, "Connected again.");
+    }
   }
 
   /**
-   * @param {ConnectionState} connection
+   * @param {Indication} indicated
    * @param {Conversation} conversation
    */
-  #renderAdvice(connection, { problem }) {
-    const advice = connectionAdvice(connection) || problem;
+  #renderAdvice({ advice, button, isBusy }, { problem }) {
+    const text = advice || problem;
     // Asked first: what is hidden loses the focus at once.
     const focused = document.activeElement === this.#adviceButton;
-    setText(this.#adviceText, advice);
-    this.#adviceButton.hidden = connectionAdvice(connection) === "";
-    setText(this.#adviceButton, connection.phase === "waiting" ? "Retry now" : "Connect again");
-    this.#advice.hidden = advice === "";
+    setText(this.#adviceText, text);
+    this.#adviceButton.hidden = button === "";
+    // It keeps its place and the focus while it can't do anything.
+    this.#adviceButton.setAttribute("aria-disabled", String(isBusy));
+    setText(this.#adviceButton, button);
+    this.#advice.hidden = text === "";
     if (focused && this.#adviceButton.hidden) this.focusText();
   }
 

@@ -1,10 +1,10 @@
 // @ts-check
 /** What the page says: times, lists of names, and what to do when something went wrong. */
 
-import { Code } from "./gateway.js";
+import { Code } from "./errors.js";
 
 /** @typedef {import("./gateway.js").ConnectionState} ConnectionState */
-/** @typedef {import("./gateway.js").GatewayError} GatewayError */
+/** @typedef {import("./errors.js").GatewayError} GatewayError */
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit" });
 const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
@@ -50,54 +50,77 @@ export const peopleCount = (count) => (count === 1 ? "1 person here" : `${count}
 export const counted = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 
 /**
- * The connection in a few words, for the indicator.
- *
- * @param {ConnectionState} state
- * @param {number} now
- */
-export function connectionLabel(state, now) {
-  switch (state.phase) {
-    case "connected":
-      return "Connected";
-    case "connecting":
-      return state.attempt > 0 ? "Reconnecting…" : "Connecting…";
-    case "waiting":
-      return `Reconnecting in ${secondsUntil(state.retryAt ?? now, now)} s`;
-    case "disconnected":
-      return "Disconnected";
-  }
-}
-
-/**
  * @param {number} time
  * @param {number} now
  */
 export const secondsUntil = (time, now) => Math.max(0, Math.ceil((time - now) / 1000));
 
-/** Why the page is waiting, where there is more to say than what the server said. */
-const WAITING = new Map([
+/** @type {Readonly<Record<import("../../clients/js/src/index.js").Quality, string>>} */
+const QUALITY = { excellent: "Excellent", good: "Good", fair: "Fair", poor: "Poor" };
+
+/**
+ * The line in a few words: its quality and the time that a round trip takes.
+ *
+ * @param {ConnectionState} state
+ */
+export function lineWords({ quality, rtt }) {
+  const words = [];
+  if (quality !== null) words.push(QUALITY[quality]);
+  if (rtt !== null) words.push(`${Math.max(1, Math.round(rtt))} ms`);
+  return words.join(" · ");
+}
+
+/**
+ * The same as it is read aloud.
+ *
+ * @param {ConnectionState} state
+ */
+export function spokenLine({ quality, rtt }) {
+  const words = [];
+  if (quality !== null) words.push(`quality of the line: ${quality}`);
+  if (rtt !== null) words.push(`round trip ${counted(Math.max(1, Math.round(rtt)), "millisecond", "milliseconds")}`);
+  return words.join(", ");
+}
+
+/** After these codes the server is being started again. @type {ReadonlySet<number>} */
+const RESTARTING = new Set([Code.GOING_AWAY, Code.RESTART, Code.SHUTDOWN]);
+
+/** @param {ConnectionState} state */
+export const isServerRestarting = ({ code }) => code !== undefined && RESTARTING.has(code);
+
+/** Why there is no connection, where there is more to say than what the server said. */
+const CAUSES = new Map([
   [Code.TIMEOUT, "The server doesn't answer."],
   [Code.NO_PING, "The server has gone silent."],
   [Code.TOKEN_UNAVAILABLE, "The server can't be reached."],
-  [1001, "The server is restarting."],
-  [1006, "The connection was lost."],
-  [3001, "The server is restarting."],
+  [Code.LOST, "The connection was lost."],
   [3005, "Your token has to be renewed."],
   [3013, "The server is busy."],
 ]);
 
 /**
- * What happened to the connection and what to do; empty while there is nothing to worry about.
+ * Why there is no connection just now, and what that means for the reader.
+ *
+ * @param {ConnectionState} state
+ * @param {boolean} isOnline Whether the device has a network.
+ */
+export function absenceAdvice(state, isOnline) {
+  const { code = Code.LOST, reason = "" } = state;
+  const known = isServerRestarting(state) ? "The server is restarting." : CAUSES.get(code);
+  const cause = isOnline ? (known ?? `The connection was lost (${reason}).`) : "You are offline.";
+  const turn = state.promised ? " The server has given this page its turn, and wouldn't take it earlier." : "";
+  return `${cause}${turn} What you write meanwhile is sent when you are back.`;
+}
+
+/**
+ * Why the connection has ended for good, and what to do.
  *
  * @param {ConnectionState} state
  */
-export function connectionAdvice({ phase, code = 0, reason = "" }) {
-  if (phase === "waiting") {
-    const cause = WAITING.get(code) ?? `The connection was lost (${reason}).`;
-    return `${cause} What you write meanwhile is sent when you are back.`;
-  }
-  if (phase !== "disconnected") return "";
+export function endAdvice({ code = 0, reason = "" }) {
   switch (code) {
+    case 0:
+      return "";
     case Code.CLOSED_HERE:
       return "You are disconnected. Connect again whenever you like.";
     case Code.INVALID_TOKEN:

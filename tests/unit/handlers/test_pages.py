@@ -1,24 +1,33 @@
 """The page and its files: what is served, how, and what isn't."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from html.parser import HTMLParser
-from importlib import resources
+from importlib.resources.abc import Traversable
+from posixpath import join, normpath
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 from handlers.pages import (
+    CLIENT_FILES,
     CONTENT_SECURITY_POLICY,
     PAGE,
     STATIC_FILES,
-    load_static_files,
+    client_folder,
+    load_files,
+    page_folder,
     setup_pages,
 )
 
 Client = TestClient[web.Request, web.Application]
 AioHttpClient = Callable[[web.Application], Awaitable[Client]]
+
+SERVED = {f"static/{name}": (page_folder(), name) for name in STATIC_FILES} | {
+    f"client/{name}": (client_folder(), name) for name in CLIENT_FILES
+}
+"""Where each address' file is."""
 
 
 @pytest.fixture
@@ -46,16 +55,15 @@ async def test_the_page_is_served_at_the_root_with_the_strict_policy(client: Cli
     assert body.startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize(("name", "content_type"), STATIC_FILES.items())
-async def test_every_listed_file_is_served_with_its_type(
-    client: Client, name: str, content_type: str
-) -> None:
-    async with client.get(f"/static/{name}") as response:
+@pytest.mark.parametrize("address", SERVED)
+async def test_every_listed_file_is_served_with_its_type(client: Client, address: str) -> None:
+    folder, name = SERVED[address]
+    async with client.get(f"/{address}") as response:
         body = await response.read()
     assert response.status == 200
-    assert response.headers["Content-Type"] == content_type
+    assert response.headers["Content-Type"] == {**STATIC_FILES, **CLIENT_FILES}[name]
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert body == (resources.files("handlers") / "static" / name).read_bytes()
+    assert body == (folder / name).read_bytes()
 
 
 async def test_a_browser_that_has_the_version_gets_304_without_a_body(client: Client) -> None:
@@ -74,10 +82,12 @@ async def test_a_browser_that_has_another_version_gets_the_file(client: Client) 
         assert response.status == 200
 
 
+@pytest.mark.parametrize("folder", ["static", "client"])
 @pytest.mark.parametrize(
     "name",
     [
         "missing.js",
+        "use-gateway.js",
         "pages.py",
         "..%2Fpages.py",
         "%2e%2e%2fpages.py",
@@ -85,8 +95,8 @@ async def test_a_browser_that_has_another_version_gets_the_file(client: Client) 
         "static%2Fmain.js",
     ],
 )
-async def test_nothing_that_is_not_listed_is_served(client: Client, name: str) -> None:
-    async with client.get(f"/static/{name}") as response:
+async def test_nothing_that_is_not_listed_is_served(client: Client, folder: str, name: str) -> None:
+    async with client.get(f"/{folder}/{name}") as response:
         assert response.status in {400, 404}
 
 
@@ -102,10 +112,15 @@ async def test_only_reading_is_allowed(client: Client) -> None:
         assert response.status == 405
 
 
-def test_every_file_in_the_folder_is_listed() -> None:
-    """A module that is imported but not listed works nowhere; one that isn't used isn't shipped."""
-    folder = resources.files("handlers") / "static"
-    assert {file.name for file in folder.iterdir()} == set(STATIC_FILES)
+@pytest.mark.parametrize(
+    ("folder", "listed", "for_others"),
+    [(page_folder(), STATIC_FILES, set()), (client_folder(), CLIENT_FILES, {"use-gateway.js"})],
+)
+def test_every_file_in_a_folder_is_listed(
+    folder: Traversable, listed: Mapping[str, str], for_others: set[str]
+) -> None:
+    """A module that is imported but not listed works nowhere; one that isn't used isn't served."""
+    assert {file.name for file in folder.iterdir()} - for_others == set(listed)
 
 
 class _References(HTMLParser):
@@ -128,14 +143,27 @@ class _References(HTMLParser):
 
 def test_the_page_loads_only_what_this_server_has_and_the_policy_allows() -> None:
     references = _References()
-    references.feed(load_static_files()[PAGE].body.decode())
+    references.feed((page_folder() / PAGE).read_text())
     assert references.forbidden == []
     assert references.loaded
     for reference in references.loaded:
-        assert reference.removeprefix("static/") in STATIC_FILES
+        assert reference == "favicon.svg" or reference in SERVED
 
 
-def test_modules_import_only_listed_modules() -> None:
-    for name, file in load_static_files().items():
-        for imported in re.findall(r'from "(.+?)";', file.body.decode()):
-            assert imported.removeprefix("./") in STATIC_FILES, f"{name} imports {imported}"
+def test_modules_import_only_what_is_served_where_they_look_for_it() -> None:
+    for address, (folder, name) in SERVED.items():
+        for imported in re.findall(r'from "(.+?)";', (folder / name).read_text()):
+            assert normpath(join(address, "..", imported)) in SERVED, f"{address}: {imported}"
+
+
+def test_every_module_is_asked_for_before_it_is_found_in_another() -> None:
+    """One round trip for all of them, not one for each level of imports."""
+    modules = {address for address in SERVED if address.endswith(".js")}
+    references = _References()
+    references.feed((page_folder() / PAGE).read_text())
+    assert modules <= set(references.loaded)
+
+
+def test_a_missing_file_is_noticed_at_the_start() -> None:
+    with pytest.raises(FileNotFoundError):
+        load_files(page_folder(), {"missing.js": "text/javascript"})

@@ -2,7 +2,9 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
-import { BACKOFF, Code, Gateway, GatewayError, backoffDelay, closeVerdict } from "../../../../handlers/static/gateway.js";
+import { Code, GatewayError } from "../../../../handlers/static/errors.js";
+import { Gateway } from "../../../../handlers/static/gateway.js";
+import { BACKOFF, backoffDelay, closeVerdict } from "../../../../handlers/static/verdict.js";
 import { FakeSocket, settled } from "./fake_socket.js";
 
 /** @type {import("../../../../handlers/static/gateway.js").ConnectionState[]} */

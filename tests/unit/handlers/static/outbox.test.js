@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
-import { Code, GatewayError } from "../../../../handlers/static/gateway.js";
+import { Code, GatewayError } from "../../../../handlers/static/errors.js";
 import { Outbox } from "../../../../handlers/static/outbox.js";
 import { settled } from "./fake_socket.js";
 
