@@ -5,7 +5,7 @@ Three things, for the moment at which ten thousand clients come back at once:
 **A bounded piece of each turn.** Arrivals (upgrades at the gate, first messages) run at once as
 long as those of this turn of the loop took less than `TURN_BUDGET` together. What comes then waits
 in line, those who resume first, and is run a slice per turn; between two slices those who are here
-already have theirs.
+already have theirs. While the loop is late all the same, the slices become smaller.
 
 **A measured rate.** Each arrival's cost is measured where it runs, and what an accepted client
 costs later (the answers of the database) is told to `spent`. The mean cost says how many a second
@@ -14,7 +14,9 @@ limited them, what was done in it is the truth: the part of the time that measur
 what they may take of each second. While the loop is late the rate is lowered by a factor each time,
 and raised again slowly.
 
-**Slots.** Who comes beyond the rate is told a moment of its own: `protocol.admission` says which.
+**Slots.** Who has to come back is told a moment of its own, one after the other at that rate;
+`protocol.admission` says who has to. Those at the door are rather let wait for a second or two: to
+refuse somebody costs half as much as to receive it, and has to be done again.
 """
 
 import asyncio
@@ -44,21 +46,25 @@ RELEASE: Final = 0.05  # added to the factor for each measurement below it: a fe
 RATE_MIN: Final = 50.0
 RATE_MAX: Final = 100_000.0
 SHARE: Final = 0.8  # of the capacity is promised as slots; the rest is for those who are here
-QUEUE_SOFT: Final = 1.0  # seconds that arrivals may wait before only slots are honoured
+# By how much first messages may exceed what their cost says before they are refused for it. Those
+# that this process alone limits never do: it takes costs that come later, or `rate_max`.
+HEADROOM: Final = 1.5
 # Seconds that an upgrade may wait for its turn; clients give the whole attempt five.
-QUEUE_HARD: Final = 3.0
+QUEUE_MAX: Final = 4.0
 
-# Before anything was measured: 2,000 connects a second, a third of what one core of 2023 does.
+# Before anything was measured: slots for 2,000 connects a second, half of what a core of 2023 does.
 _FIRST_COST_UPGRADE: Final = 0.0001
-_FIRST_COST_CONNECT: Final = 0.00025
-_FIRST_COST_RESUME: Final = 0.0001
+_FIRST_COST_CONNECT: Final = 0.00018
+_FIRST_COST_RESUME: Final = 0.00006
 _FIRST_EXPLAINED: Final = 0.7  # the rest: taking the socket, reading it, the loop itself
 _FIRST_WEIGHT: Final = 20.0  # arrivals that outweigh the first estimate
-_KEEP: Final = 1.0 - 1.0 / 200  # of a mean's memory, with each arrival
-# One that took so many times the mean (a collection, a first import) counts as only so much.
-_OUTLIER: Final = 10.0
-_INTERVAL_MIN: Final = 0.2  # seconds; shorter ones say nothing about a second
+_KEEP: Final = 1.0 - 1.0 / 1000  # of a mean's memory, with each arrival
+_OUTLIER: Final = 10.0  # times the mean is the most that is believed of one interval's arrivals
+# Seconds of an interval: shorter ones say nothing about a second, and longer ones hold a stall.
+_INTERVAL_MIN: Final = 0.2
+_INTERVAL_MAX: Final = 1.0
 _TRUTH_WEIGHT: Final = 0.3  # of the newest interval in which arrivals waited all the time
+EXPLAINED_MIN: Final = 0.1  # whatever else the loop was busy with
 
 
 class Arrival(IntEnum):
@@ -77,10 +83,10 @@ class AcceptStatistics:
     """A look at the accept control."""
 
     waiting: int
-    resumes_per_second: float
-    connects_per_second: float
+    pace: Pace
     backlog: float  # seconds of slots that are given out
     brake: float  # 1: the loop is on time
+    explained: float  # of each second, when arrivals take all of it
     cost_resume: float  # seconds per client, its upgrade included
     cost_connect: float
 
@@ -101,9 +107,11 @@ class _Mean:
         self._total = first * _FIRST_WEIGHT
 
     def learn(self) -> None:
-        """Take in what was measured since the last time."""
+        """Take in what was measured since the last time; seconds without a count wait for one."""
+        if not self.count:
+            return
         keep = _KEEP**self.count
-        most = self.value * _OUTLIER * max(self.count, 1)
+        most = self.value * _OUTLIER * self.count
         self._total = self._total * keep + min(self.seconds, most)
         self._weight = self._weight * keep + self.count
         self.value = self._total / self._weight
@@ -117,28 +125,28 @@ class AcceptControl:
     def __init__(self, loop: asyncio.AbstractEventLoop, rate_max: float = 0.0) -> None:
         self._loop = loop
         self._rate_max = rate_max or RATE_MAX
-        # (a) a bounded piece of each turn
-        self._lines: list[deque[Callable[[], None]]] = [deque() for _ in Arrival]
+        # (a) A bounded piece of each turn: what waits, and since when.
+        self._lines: list[deque[tuple[float, Callable[[], None]]]] = [deque() for _ in Arrival]
         self._waiting = 0
-        self._used = 0.0  # seconds since the last turn that we know of
+        self._budget = TURN_BUDGET
+        self._used = 0.0  # seconds of it, since the last turn that we know of
         self._turn_called = False
         self._turn_began = 0.0
-        # (b) the measured rate
-        self._admitted = False  # whether the work that runs was admitted somebody
+        # (b) The measured rate.
+        self._admitted = False  # whether the work that runs has admitted somebody
         first = (_FIRST_COST_RESUME, _FIRST_COST_CONNECT, _FIRST_COST_UPGRADE)
         self._means = [_Mean(seconds) for seconds in first]
         self._explained = _FIRST_EXPLAINED
         self._brake = 1.0
         self._braked_at = float("-inf")
+        self._vain = 0.0  # seconds of this interval that went into refusals
         self._interval_began = loop.time()
         self._always_waiting = False
-        # (c) slots
+        # (c) Slots.
         self._admissions = Admissions(self._find_pace())
-        self._crowd = 0.0  # so many may wait before only slots are honoured
-        self._set_pace()
         instruments.ACCEPT_RATE.labels("connect").set_function(lambda: self.rate)
         instruments.ACCEPT_RATE.labels("resume").set_function(
-            lambda: self._admissions.pace.promised(resumes=True)
+            lambda: self._admissions.pace.resume_slots
         )
         instruments.ARRIVALS_WAITING.set_function(lambda: self._waiting)
         instruments.ACCEPT_BACKLOG.set_function(lambda: self.backlog)
@@ -151,8 +159,8 @@ class AcceptControl:
         What it raises comes out here when it runs now, and is logged when it runs later. By then
         who arrived may be gone: `work` must be ready for that.
         """
-        if self._waiting or self._used >= TURN_BUDGET:
-            self._lines[kind].append(work)
+        if self._waiting or self._used >= self._budget:
+            self._lines[kind].append((self._loop.time(), work))
             self._waiting += 1
             if not self._turn_called:
                 # Only now: the end of a turn is of no interest to somebody who comes alone. Before
@@ -169,7 +177,7 @@ class AcceptControl:
         try:
             work()
         finally:
-            # An upgrade may have the first message behind it, which has measured itself.
+            # Without what was measured inside: an upgrade may have the first message behind it.
             seconds = perf_counter() - began - (self._used - before)
             self._used += seconds
             if kind is _UPGRADE:
@@ -178,6 +186,8 @@ class AcceptControl:
                 mean.count += 1
             elif self._admitted:
                 self._means[kind].seconds += seconds
+            else:
+                self._vain += seconds
 
     def _turn(self) -> None:
         """A new turn of the loop."""
@@ -189,24 +199,28 @@ class AcceptControl:
             return
         now = perf_counter()
         if self._turn_began:
-            self._brake_if_late(now - self._turn_began - TURN_BUDGET)
+            self._brake_if_late(now - self._turn_began)
         self._turn_began = now
         self._loop.call_soon(self._turn)
         for kind in Arrival:
             line = self._lines[kind]
-            while line and self._used < TURN_BUDGET:
+            while line and self._used < self._budget:
                 self._waiting -= 1
                 try:
-                    self._do(kind, line.popleft())
+                    self._do(kind, line.popleft()[1])
                 except Exception:  # must not cost the others their turn
                     logger.exception("an arrival could not be handled")
+
+    def _waited(self, now: float) -> float:
+        """For how many seconds whoever has waited longest has."""
+        return max(now - line[0][0] for line in self._lines if line)
 
     # --- the measured rate ------------------------------------------------------------------------
 
     @property
     def rate(self) -> float:
         """How many newcomers a second get slots."""
-        return self._admissions.pace.promised(resumes=False)
+        return self._admissions.pace.connect_slots
 
     @property
     def backlog(self) -> float:
@@ -214,32 +228,35 @@ class AcceptControl:
         return self._admissions.backlog(self._loop.time())
 
     def spent(self, seconds: float, kind: Arrival = Arrival.CONNECT) -> None:
-        """What accepted clients of this kind cost outside of their work in `run`."""
+        """What an accepted client of this kind has cost beside its work in `run`.
+
+        What it costs within that may be told too; it isn't counted twice.
+        """
         self._means[kind].seconds += seconds
+        self._used += seconds
 
     def observe_lag(self, lag: float) -> None:
         """By how many seconds the loop was late just now; to be called a few times a second."""
         now = self._loop.time()
         if not self._brake_if_late(lag):
             self._brake = min(1.0, self._brake + RELEASE)
+        self._budget = TURN_BUDGET * self._brake
         elapsed = now - self._interval_began
         if elapsed >= _INTERVAL_MIN:
             self._interval_began = now
             self._learn(elapsed)
-        self._set_pace()
+        self._admissions.set_pace(self._find_pace())
         missed = self._admissions.promised.expire(now)
         if missed:
             self.missed(missed)
 
     def _learn(self, elapsed: float) -> None:
         """Take in what an interval has shown."""
-        if self._always_waiting:
-            resume, connect = self._means[Arrival.RESUME], self._means[Arrival.CONNECT]
-            explained = resume.count * self._cost(Arrival.RESUME)
-            explained += connect.count * self._cost(Arrival.CONNECT)
-            if explained:
-                truth = min(explained / elapsed, 1.0)
-                self._explained += (truth - self._explained) * _TRUTH_WEIGHT
+        if self._always_waiting and elapsed <= _INTERVAL_MAX:
+            measured = self._vain + sum(mean.seconds for mean in self._means)
+            explained = min(max(measured / elapsed, EXPLAINED_MIN), 1.0)
+            self._explained += (explained - self._explained) * _TRUTH_WEIGHT
+        self._vain = 0.0
         self._always_waiting = self._waiting > 0
         for mean in self._means:
             mean.learn()
@@ -251,6 +268,7 @@ class AcceptControl:
         if now - self._braked_at >= BRAKE_INTERVAL:
             self._braked_at = now
             self._brake = max(BRAKE_MIN, self._brake * BRAKE)
+            self._budget = TURN_BUDGET * self._brake
         return True
 
     def _cost(self, kind: Arrival) -> float:
@@ -258,16 +276,17 @@ class AcceptControl:
         return self._means[_UPGRADE].value + self._means[kind].value
 
     def _find_pace(self) -> Pace:
-        def rate(kind: Arrival) -> float:
-            found = self._explained * self._brake / self._cost(kind)
-            return min(max(found, RATE_MIN), self._rate_max)
+        def clamped(rate: float) -> float:
+            return min(max(rate, RATE_MIN), self._rate_max)
 
-        return Pace(rate(Arrival.RESUME), rate(Arrival.CONNECT), SHARE)
-
-    def _set_pace(self) -> None:
-        pace = self._find_pace()
-        self._admissions.set_pace(pace)
-        self._crowd = QUEUE_SOFT * pace.connects
+        resume, connect = self._cost(Arrival.RESUME), self._cost(Arrival.CONNECT)
+        share = SHARE * self._explained * self._brake
+        return Pace(
+            resumes=clamped(HEADROOM / self._means[Arrival.RESUME].value),
+            connects=clamped(HEADROOM / self._means[Arrival.CONNECT].value),
+            resume_slots=clamped(share / resume),
+            connect_slots=clamped(share / connect),
+        )
 
     # --- slots ------------------------------------------------------------------------------------
 
@@ -278,11 +297,11 @@ class AcceptControl:
         slots that newcomers of its address were told are looked at. Who resumes is told its slot by
         the session, so it is the caller's to keep.
         """
-        crowded = self._waiting > self._crowd
         if kind is Arrival.RESUME:
-            verdict = self._admissions.resume(slot, now, crowded=crowded)
+            verdict = self._admissions.resume(slot, now)
         else:
-            verdict = self._admissions.connect(address, slot, now, crowded=crowded)
+            waited = self._waited(now) if self._waiting else 0.0
+            verdict = self._admissions.connect(address, slot, now, waited)
         came = verdict.standing
         if came is not Standing.WITHOUT:
             _ARRIVED[came].inc()
@@ -331,10 +350,10 @@ class AcceptControl:
         pace = self._admissions.pace
         return AcceptStatistics(
             waiting=self._waiting,
-            resumes_per_second=pace.resumes,
-            connects_per_second=pace.connects,
+            pace=pace,
             backlog=self.backlog,
             brake=self._brake,
+            explained=self._explained,
             cost_resume=self._cost(Arrival.RESUME),
             cost_connect=self._cost(Arrival.CONNECT),
         )

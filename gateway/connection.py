@@ -459,8 +459,14 @@ class Connection:
             subscription.channel,
             subscription.options,
             subscription.since,
-            partial(self._answer, answer),
+            partial(self._answer if subscription.since is None else self._recovered, answer),
         )
+
+    def _recovered(self, answer: Callable[[Any, float], None], value: object) -> None:
+        """As `_answer`. Who recovers has just come back, and this is the costly part of it."""
+        began = time.perf_counter()
+        self._answer(answer, value)
+        self._services.acceptance.spent(time.perf_counter() - began)
 
     def join(self, subscription: Subscription) -> Joined | None:
         """See `actions.Actions`."""

@@ -23,7 +23,7 @@ from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMessage
 from multidict import CIMultiDict, MultiMapping
 
-from gateway.acceptance import QUEUE_HARD, AcceptControl, Arrival
+from gateway.acceptance import QUEUE_MAX, AcceptControl, Arrival
 from gateway.connections import ConnectionManager
 from gateway.protocol.handshake import Accepted, OriginPolicy, Refused, negotiate
 from gateway.wheel import Wheel
@@ -220,7 +220,7 @@ class Gate(asyncio.Protocol):
         if self._state is not _State.WAITING or transport is None or transport.is_closing():
             return  # lost, or sent away
         now = self._reception.loop.time()
-        if now - self._asked_at > QUEUE_HARD:
+        if now - self._asked_at > QUEUE_MAX:
             self._send_away(now)
             return
         data = bytes(self._head)

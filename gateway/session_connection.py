@@ -9,6 +9,7 @@ Whatever ends the client ends the session. What ends only the socket doesn't.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -301,7 +302,13 @@ class SessionConnection(Connection):
             self._take_session_frame(text)
             return
         self.session.received += 1
-        super().text_received(text)
+        if self.client.phase is Phase.NEW:
+            # Its connect command, the costly part of somebody who was admitted with `open`.
+            began = time.perf_counter()
+            super().text_received(text)
+            self._services.acceptance.spent(time.perf_counter() - began)
+        else:
+            super().text_received(text)
         self._unsaid += 1
         if self._unsaid >= ACK_EVERY and not self._link.closing:
             self._unsaid = 0

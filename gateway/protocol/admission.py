@@ -19,7 +19,7 @@ the bucket may owe, no longer.
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 from heapq import heappop, heappush
 from typing import Final
 
@@ -32,6 +32,9 @@ SLOT_LATE: Final = 5.0  # what a connect attempt may take
 SLOT_FORGOTTEN: Final = 30.0  # after its moment; nobody comes that late because of a slot
 SLOT_MIN: Final = 0.2  # from now; a client that is to come back sooner had better be received
 PROMISED_MAX: Final = 50_000  # remembered by address; about 200 bytes each
+# Seconds that arrivals may have to wait for their turn. To let them is cheaper than to refuse them,
+# which costs half as much as receiving them and has to be done again; but clients wait for five.
+WAIT_MAX: Final = 3.0
 BACKLOG_MAX: Final = 30.0  # seconds of slots; a person has left by then
 # What may come at once though it exceeds the rate, so that ordinary traffic never meets all this.
 BURST: Final = 0.1  # seconds of the rate
@@ -39,13 +42,13 @@ BURST_MIN: Final = 20.0
 _GOLDEN: Final = 0.6180339887498949  # its multiples, modulo 1, are spread as evenly as can be
 
 
-class Standing(Enum):
+class Standing(IntEnum):
     """An arrival against the moment that it was told."""
 
-    WITHOUT = "without"  # it was told none, or we forgot
-    DUE = "due"
-    EARLY = "early"
-    LATE = "late"
+    WITHOUT = 0  # it was told none, or we forgot
+    EARLY = 1
+    DUE = 2
+    LATE = 3
 
 
 def standing(slot: float | None, now: float) -> Standing:
@@ -132,15 +135,18 @@ class PromisedSlots:
         return index < len(slots) and slots[index] <= now + SLOT_EARLY
 
     def take(self, address: str, now: float) -> float | None:
-        """The slot of somebody who arrives from there, which is thereby used up.
+        """The slot by which to judge somebody who arrives from there.
 
-        One that is due if there is any, else one that is past, else the next one.
+        One that is due, else one that is past, and that is thereby used up; else the next one,
+        which stays: this may be another client than the one to which it was told.
         """
         slots = self._by_address.get(address)
         if slots is None:
             return None
         index = bisect_left(slots, now - SLOT_LATE)
-        if index and (index == len(slots) or slots[index] > now + SLOT_EARLY):
+        if index == len(slots) or slots[index] > now + SLOT_EARLY:
+            if not index:
+                return slots[0]
             index -= 1
         slot = slots.pop(index)
         if not slots:
@@ -163,16 +169,12 @@ class PromisedSlots:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a node can accept, in clients a second."""
+    """What a node can accept, and what it promises, in clients a second."""
 
     resumes: float
     connects: float
-    share: float = 1.0
-    """How much of that is promised as slots; the rest is for those who are here."""
-
-    def promised(self, *, resumes: bool) -> float:
-        """Slots a second."""
-        return (self.resumes if resumes else self.connects) * self.share
+    resume_slots: float
+    connect_slots: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Verdict:
     slot: float | None = None
 
 
-_WITHOUT: Final = Verdict(Standing.WITHOUT)
+_RECEIVED: Final = {standing: Verdict(standing) for standing in Standing}
 
 
 class Admissions:
@@ -206,57 +208,62 @@ class Admissions:
         self._pace = pace
         self._newcomers.set_rate(pace.connects)
         self._resumers.set_rate(pace.resumes)
-        self._gate.set_rate(max(pace.connects, pace.resumes))
+        self._gate.set_rate(max(pace.connect_slots, pace.resume_slots))
 
     @property
     def pace(self) -> Pace:
         """The one in force."""
         return self._pace
 
-    def connect(
-        self, address: str, slot: float | None, now: float, *, crowded: bool = False
-    ) -> Verdict:
+    def connect(self, address: str, slot: float | None, now: float, waited: float = 0.0) -> Verdict:
         """Judge a newcomer. `slot` is what it was told; None: look by its address.
 
-        `crowded`: more wait already than should, so only those whose slot has come are received.
+        `waited`: for how long others wait for their turn, in seconds. Beyond `WAIT_MAX` only those
+        whose slot has come are received.
         """
+        is_its_own = slot is not None
         if slot is None:
             slot = self.promised.take(address, now)
-            if slot is None and not crowded and self._newcomers.take(now):
-                return _WITHOUT
         came = standing(slot, now)
         if came is Standing.DUE:
             self._newcomers.owe(now)
-            return Verdict(came)
-        if slot is not None and not crowded and self._newcomers.take(now):
-            return Verdict(came)
-        return Verdict(came, self.refuse(address, now, resumes=False))
+        elif waited > WAIT_MAX or not self._newcomers.take(now):
+            # Not before those have had their turn who wait now.
+            return Verdict(came, self._refuse(address, now, waited, resumes=False))
+        elif came is Standing.EARLY and not is_its_own:
+            return _RECEIVED[Standing.WITHOUT]  # who knows whether that slot was told to this one
+        return _RECEIVED[came]
 
-    def resume(self, slot: float | None, now: float, *, crowded: bool = False) -> Verdict:
-        """Judge somebody who resumes a session; as `connect`, without an address."""
+    def resume(self, slot: float | None, now: float) -> Verdict:
+        """Judge somebody who resumes a session. `slot` is what it was told.
+
+        However many wait: by now it costs less to receive this one than to refuse it.
+        """
         came = standing(slot, now)
         if came is Standing.DUE:
             self._resumers.owe(now)
-        elif crowded or not self._resumers.take(now):
-            return Verdict(came, self.refuse(None, now, resumes=True))
+        elif not self._resumers.take(now):
+            return Verdict(came, self._refuse(None, now, 0.0, resumes=True))
         # It goes before newcomers, and they wait for it.
         self._newcomers.owe(now, self._pace.connects / self._pace.resumes)
-        return Verdict(came)
+        return _RECEIVED[came]
 
-    def refuse(self, address: str | None, now: float, *, resumes: bool) -> float:
+    def _refuse(
+        self, address: str | None, now: float, not_before: float, *, resumes: bool
+    ) -> float:
         """When somebody who isn't received is to come back."""
         if self._lines[resumes].backlog(now) < BACKLOG_MAX:
-            return self.promise(address, now, resumes=resumes)
+            return self.promise(address, now, resumes=resumes, not_before=not_before)
         return self.beyond(now)
 
     def promise(
         self, address: str | None, now: float, *, resumes: bool, not_before: float = 0.0
     ) -> float:
         """Give out the next free slot, however late; remember it for `address`, if any."""
-        rate = self._pace.promised(resumes=resumes)
+        rate = self._pace.resume_slots if resumes else self._pace.connect_slots
         slot = self._lines[resumes].take(now, rate, max(not_before, SLOT_MIN))
         if resumes:
-            self._lines[False].push_back(now, 1.0 / rate)
+            self._lines[False].push_back(slot, 1.0 / rate)
         if address is not None:
             self.promised.add(address, slot)
         return slot
