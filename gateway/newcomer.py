@@ -5,6 +5,7 @@ First messages are received at the pace of the accept control, those who resume 
 """
 
 import logging
+from functools import lru_cache
 from typing import Final, Protocol
 
 from gateway.acceptance import Arrival
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Resumptions that one socket may try in vain before it is closed. A client has one session.
 VAIN_RESUMES_MAX: Final = 4
+# All clients of one library declare the same, and so can share one object.
+BACKOFFS_REMEMBERED: Final = 256
 _RESUME_PREFIX: Final = '{"session":{"resume"'
 
 

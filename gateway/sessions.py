@@ -28,6 +28,8 @@ from metrics import instruments
 SESSION_BYTES: Final = 2048
 # From which part of the allowed memory on less retention is promised.
 PRESSURE_FROM: Final = 0.5
+# Retentions that are known for the pressure of the moment: the declarations that clients make.
+BACKOFFS_REMEMBERED: Final = 256
 ENDED_REMEMBERED: Final = 10_000
 
 
@@ -72,6 +74,7 @@ class Sessions(Generic[T]):
         self._detached_of: dict[str, dict[SessionId, T]] = {}  # the same, by address
         self._ended: OrderedDict[SessionId, Gone] = OrderedDict()
         self._pressure = 0.0
+        self._granted: dict[Backoff, float] = {}  # at this pressure
         self.memory_bytes = 0
         """What all sessions hold, by the last `sweep`."""
         instruments.SESSIONS.labels("attached").set_function(
@@ -157,8 +160,14 @@ class Sessions(Generic[T]):
 
     def retention(self, backoff: Backoff) -> float:
         """How long a session with this backoff is kept without a socket, as things are now."""
-        limits = self.limits
-        return retention(backoff, limits.detection, limits.retention, self._pressure)
+        granted = self._granted.get(backoff)
+        if granted is None:
+            limits = self.limits
+            granted = retention(backoff, limits.detection, limits.retention, self._pressure)
+            if len(self._granted) >= BACKOFFS_REMEMBERED:
+                self._granted.clear()
+            self._granted[backoff] = granted
+        return granted
 
     def sweep(self) -> None:
         """Count memory, promise less when it runs short, and end the oldest when it has run out."""
@@ -168,7 +177,10 @@ class Sessions(Generic[T]):
         if not limit:
             return
         used = self.memory_bytes / limit
-        self._pressure = min(max((used - PRESSURE_FROM) / (1.0 - PRESSURE_FROM), 0.0), 1.0)
+        pressure = min(max((used - PRESSURE_FROM) / (1.0 - PRESSURE_FROM), 0.0), 1.0)
+        if pressure != self._pressure:
+            self._pressure = pressure
+            self._granted.clear()
         while self.memory_bytes > limit and self._detached:
             oldest = next(iter(self._detached.values()))
             self.memory_bytes -= oldest.session.tail_bytes + SESSION_BYTES
