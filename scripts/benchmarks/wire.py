@@ -15,6 +15,8 @@ HEAD_END = b"\r\n\r\n"
 _OFFSET = re.compile(rb'"offset":(\d+)')
 
 _TEXT = 0x81
+_CLOSE = 0x88
+_PONG = 0x8A
 _MASKED = 0x80
 _LENGTH_16 = 126
 _LENGTH_64 = 127
@@ -46,15 +48,22 @@ def upgrade_request(port: int) -> bytes:
 
 def client_frame(payload: bytes) -> bytes:
     """One masked text frame."""
-    size = len(payload)
-    repeated = (_MASK * (size // 4 + 1))[:size]
-    masked = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
-    return _header(size, _MASKED) + _MASK + masked.to_bytes(size, "big")
+    return _masked(_TEXT, payload)
+
+
+def close_frame(payload: bytes) -> bytes:
+    """One masked close frame; `payload` is the code and the reason."""
+    return _masked(_CLOSE, payload)
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping frame."""
+    return _masked(_PONG, payload)
 
 
 def server_frame(payload: bytes) -> bytes:
     """One text frame as a server sends it."""
-    return _header(len(payload), 0) + payload
+    return _header(_TEXT, len(payload), 0) + payload
 
 
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
@@ -118,9 +127,16 @@ def count_publications(payloads: Sequence[bytes]) -> int:
     return sum(payload.count(b'"pub":') for payload in payloads)
 
 
-def _header(size: int, mask_bit: int) -> bytes:
+def _masked(first_byte: int, payload: bytes) -> bytes:
+    size = len(payload)
+    repeated = (_MASK * (size // 4 + 1))[:size]
+    masked = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
+    return _header(first_byte, size, _MASKED) + _MASK + masked.to_bytes(size, "big")
+
+
+def _header(first_byte: int, size: int, mask_bit: int) -> bytes:
     if size < _LENGTH_16:
-        return bytes((_TEXT, mask_bit | size))
+        return bytes((first_byte, mask_bit | size))
     if size < 1 << 16:
-        return bytes((_TEXT, mask_bit | _LENGTH_16)) + size.to_bytes(2, "big")
-    return bytes((_TEXT, mask_bit | _LENGTH_64)) + size.to_bytes(8, "big")
+        return bytes((first_byte, mask_bit | _LENGTH_16)) + size.to_bytes(2, "big")
+    return bytes((first_byte, mask_bit | _LENGTH_64)) + size.to_bytes(8, "big")

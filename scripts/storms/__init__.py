@@ -1,0 +1,1 @@
+"""`scripts/storm`: a server that dies, or is deployed, under thousands of clients."""
