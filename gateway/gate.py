@@ -234,8 +234,8 @@ class Gate(asyncio.Protocol):
 
     def _send_away(self, now: float) -> None:
         """More clients come than can be received, and this one has waited for too long."""
-        after = (("Retry-After", str(self._reception.acceptance.send_away(now))),)
-        self._refuse(Refused(503, "more clients come than can be received", "busy", after))
+        busy = (("Retry-After", str(self._reception.acceptance.send_away(now))),)
+        self._refuse(Refused(503, "more clients come than can be received", "busy", busy))
 
     def _give_away(self) -> asyncio.Transport:
         transport, self._transport = self._transport, None

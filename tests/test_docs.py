@@ -139,8 +139,8 @@ def _refusals() -> Iterator[tuple[str, str, str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and _name(node.func) == "Refused":
                 status, _, outcome, *headers = node.args
-                waits = bool(headers) and ast.unparse(headers[0]) == "after"
-                retry_after = f"{RETRY_AFTER_FULL} s" if waits else ""
+                header = ast.unparse(headers[0]) if headers else ""
+                retry_after = {"after": f"{RETRY_AFTER_FULL} s", "busy": "its slot"}.get(header, "")
                 yield ast.unparse(status), f"`{ast.literal_eval(outcome)}`", retry_after
 
 
