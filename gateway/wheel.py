@@ -94,7 +94,7 @@ class Wheel:
 
     def _turn(self) -> None:
         now = self._loop.time()
-        lag = now - (self._start + (self._tick + 1) * TICK)
+        lag = now - max(self._start + (self._tick + 1) * TICK, self._turned_at)
         if self._on_lag is not None:
             self._on_lag(lag)
         if lag > STALL:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.wheel import SLOTS, TICK, Wheel
+from gateway.wheel import SLOTS, STALL, TICK, Wheel
+from metrics import instruments
 from tests.support.clock import ManualLoop, manual_loop
 
 NEVER = float("inf")
@@ -17,7 +18,10 @@ SPAN = SLOTS * TICK
 
 
 class Timed:
-    """Notes when it is called. `then` sets the next deadline; by itself there is none."""
+    """Notes when it is called. `then` sets the next deadline; by itself there is none.
+
+    With `patient` it waits for a peer: its deadline moves when the loop stood still.
+    """
 
     def __init__(
         self, loop: ManualLoop, deadline: float, then: Callable[["Timed"], None] | None = None
@@ -25,6 +29,8 @@ class Timed:
         self.wheel_tick = 0
         self.deadline = deadline
         self.called: list[float] = []
+        self.excused: list[float] = []
+        self.patient = False
         self._loop = loop
         self._then = then
 
@@ -38,6 +44,11 @@ class Timed:
         self.deadline = NEVER
         if self._then is not None:
             self._then(self)
+
+    def excuse(self, seconds: float) -> None:
+        self.excused.append(seconds)
+        if self.patient:
+            self.deadline += seconds
 
 
 @pytest.fixture
@@ -252,6 +263,151 @@ def test_one_timer_serves_everybody(wheel: Wheel, loop: ManualLoop) -> None:
     loop.advance(100.0)
 
     assert loop.timers == 1
+
+
+# --- a loop that stood still ------------------------------------------------------------------
+
+
+def patient(wheel: Wheel, loop: ManualLoop, delay: float) -> Timed:
+    timed = added(wheel, loop, delay)
+    timed.patient = True
+    return timed
+
+
+@pytest.mark.parametrize("stall", [1.0, 8.0, 10.0, 60.0, SPAN + 7.0, 3 * SPAN])
+@pytest.mark.parametrize("phase", [0.0, 0.01, TICK / 2, TICK - 0.01])
+def test_no_deadline_that_waits_for_a_peer_is_over_because_of_a_stall(
+    wheel: Wheel, loop: ManualLoop, stall: float, phase: float
+) -> None:
+    """Wherever between two ticks the loop stopped, and wherever in the stall the deadline was."""
+    loop.advance(5 * TICK + phase)
+    start = loop.time()
+    delays = [0.01, TICK - 0.01, TICK, 1.0, stall - 0.01, stall, stall + 0.01, stall + 5.0]
+    everybody = [patient(wheel, loop, delay) for delay in delays]
+    loop.stall(stall)
+    assert [timed.called for timed in everybody] == [[]] * len(delays)
+
+    # Everybody has as much time left as before, and at most a tick more.
+    loop.advance(max(delays) + 3 * TICK)
+    for timed, delay in zip(everybody, delays, strict=True):
+        (moment,) = timed.called
+        assert stall + delay <= moment - start + 1e-6
+        assert moment - start <= stall + delay + 2 * TICK + 1e-6
+
+
+def test_deadlines_of_our_own_go_on_through_a_stall(wheel: Wheel, loop: ManualLoop) -> None:
+    ours = added(wheel, loop, 3.0)
+    peers = patient(wheel, loop, 3.0)
+    loop.stall(10.0)
+
+    assert len(ours.called) == 1
+    assert peers.called == []
+
+
+def test_everybody_is_excused_once_for_a_stall_and_before_anything_is_run(
+    wheel: Wheel, loop: ManualLoop
+) -> None:
+    start = loop.time()
+    seen: list[int] = []
+    everybody: list[Timed] = []
+    due = Timed(
+        loop,
+        start + 1.0,
+        lambda _: seen.extend(len(timed.excused) for timed in everybody),
+    )
+    wheel.add(due)
+    everybody += [due, *(added(wheel, loop, delay) for delay in (0.9, 30.0, SPAN, 2 * SPAN))]
+    # One that stands at two places, one of which it has left, and one that stands twice at one.
+    nearer = added(wheel, loop, 50.0)
+    nearer.deadline = start + 20.0
+    wheel.add(nearer)
+    again = added(wheel, loop, 40.0)
+    again.deadline = start + 1.0
+    again._then = lambda timed: setattr(timed, "deadline", start + 40.0)
+    wheel.add(again)
+    everybody.append(nearer)
+    loop.advance(0.5)
+    assert [timed.excused for timed in everybody] == [[]] * len(everybody)
+
+    loop.stall(7.0)
+    assert seen == [1] * len(everybody)
+    assert [len(timed.excused) for timed in (*everybody, again)] == [1] * (len(everybody) + 1)
+
+    again._then = None
+    loop.stall(7.0)
+    assert len(again.excused) == 2
+
+
+def test_what_is_excused_is_all_the_time_since_the_last_turn(
+    wheel: Wheel, loop: ManualLoop
+) -> None:
+    timed = patient(wheel, loop, 100.0)
+    loop.advance(TICK)
+    loop.stall(6.0)
+
+    assert timed.excused == pytest.approx([6.0])
+
+
+def test_stalls_add_up(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = patient(wheel, loop, 8.0)
+    for _ in range(20):
+        loop.advance(0.3)
+        loop.stall(5.0)
+    assert timed.called == []
+
+    loop.advance(8.0)
+    assert len(timed.called) == 1
+
+
+def test_a_turn_that_is_a_little_late_excuses_nobody(wheel: Wheel, loop: ManualLoop) -> None:
+    timed = patient(wheel, loop, 0.2)
+    loop.stall(TICK + STALL - 0.001)
+
+    assert timed.excused == []
+    assert len(timed.called) == 1
+
+
+def test_stalls_are_counted_with_their_length(wheel: Wheel, loop: ManualLoop) -> None:
+    def counted() -> tuple[float, float]:
+        return (
+            instruments.LOOP_STALLS._value.get(),
+            instruments.LOOP_STALL_SECONDS._value.get(),
+        )
+
+    stalls, seconds = counted()
+    added(wheel, loop, 1.0)
+    loop.stall(TICK + STALL)
+    loop.advance(10 * TICK)
+    assert counted() == (stalls, seconds)
+
+    loop.stall(TICK + 4.0)
+    assert counted() == pytest.approx((stalls + 1, seconds + 4.0))
+
+
+def test_one_that_cannot_be_excused_costs_the_others_nothing(
+    wheel: Wheel, loop: ManualLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Timed):
+        def excuse(self, seconds: float) -> None:
+            raise ValueError("broken")
+
+    wheel.add(Broken(loop, loop.time() + 2.0))
+    others = [patient(wheel, loop, 2.0) for _ in range(3)]
+    with caplog.at_level(logging.ERROR):
+        loop.stall(5.0)
+
+    assert [timed.called for timed in others] == [[], [], []]
+    assert [record.message for record in caplog.records] == ["a deadline could not be moved"]
+
+
+def test_time_before_the_start_is_no_stall(loop: ManualLoop) -> None:
+    wheel = Wheel(loop)
+    timed = patient(wheel, loop, 50.0)
+    loop.advance(20.0)
+    wheel.start()
+    loop.advance(TICK)
+
+    assert timed.excused == []
 
 
 # --- failures and the end ---------------------------------------------------------------------
