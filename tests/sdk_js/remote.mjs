@@ -5,6 +5,8 @@ import { createInterface } from 'node:readline';
 import { Centrifuge } from 'centrifuge';
 import WebSocket from 'ws';
 
+import { ResumableWebSocket } from '../../clients/js/src/index.js';
+
 const CLIENT_EVENTS = [
   'connecting', 'connected', 'disconnected', 'error',
   'subscribing', 'subscribed', 'unsubscribed', 'publication', 'join', 'leave',
@@ -26,6 +28,16 @@ function relay(emitter, names, source) {
   }
 }
 
+/** The SDK's options for a socket that outlives its network. */
+function resumableOptions(source, options) {
+  const Socket = ResumableWebSocket.with({ WebSocket, ...options });
+  Socket.status.addEventListener('statechange', () => {
+    const { state, rtt, quality, retryAt, error } = Socket.status;
+    say({ source, event: 'line', context: { state, rtt, quality, retryAt, error } });
+  });
+  return Socket.sdkOptions();
+}
+
 /** The option for tokens that are asked for: each call gives the next one, at last the same. */
 function getToken(tokens, source) {
   if (!tokens?.length) return {};
@@ -42,9 +54,9 @@ function subscriptionOf({ client, channel }) {
 }
 
 const calls = {
-  open({ client, url, token, tokens, options }) {
+  open({ client, url, token, tokens, resumable, options }) {
     const centrifuge = new Centrifuge(url, {
-      websocket: WebSocket,
+      ...(resumable ? resumableOptions(client, resumable) : { websocket: WebSocket }),
       minReconnectDelay: 50,
       maxReconnectDelay: 500,
       ...(token === null ? {} : { token }),

@@ -73,6 +73,10 @@ async def expect_numbers(subscription: SDKSubscription, numbers: Sequence[int]) 
 class SDKBehaviour:
     """The tests."""
 
+    async def wait_until_lost(self, client: SDKClient) -> None:
+        """A client that has connected once has noticed that its server is gone."""
+        await client.events.take("connecting", 2)
+
     @pytest.fixture
     def compressing_server(self, start_server: Callable[..., ServerProcess]) -> ServerProcess:
         """A server that negotiates compression, as these SDKs' sockets offer it."""
@@ -423,7 +427,7 @@ class SDKBehaviour:
         await expect_numbers(subscription, range(1, 6))
         await alice.events.take("publication", 5)
         await asyncio.to_thread(server.kill)
-        await alice.events.take("connecting", 2)
+        await self.wait_until_lost(alice)
         with pytest.raises(ConnectionError):
             await api(server, "publish", channel=room, data="lost")
 
@@ -446,7 +450,7 @@ class SDKBehaviour:
         await publish(server, room, [1])
         await expect_numbers(subscription, [1])
         await asyncio.to_thread(server.kill)
-        await alice.events.take("connecting", 2)
+        await self.wait_until_lost(alice)
         for start in range(2, 1002, 100):
             await publish(other_server, room, range(start, start + 100))
             await publish(other_server, f"{room}-2", range(start, start + 100))

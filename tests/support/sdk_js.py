@@ -28,8 +28,11 @@ LINE_MAX_BYTES = 16 * 1024 * 1024
 class Node:
     """A Node process that does what it is told, and tells what happens there."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, resumable: Mapping[str, Any] | None
+    ) -> None:
         self._process = process
+        self._resumable = resumable
         self._ids = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._names = (f"c{number}" for number in itertools.count(1))
@@ -68,13 +71,25 @@ class Node:
     ) -> "JavaScriptClient":
         """See `sdk.SDK`."""
         name = next(self._names)
-        await self.call("open", client=name, url=url, token=token, tokens=tokens, options={})
+        await self.call(
+            "open",
+            client=name,
+            url=url,
+            token=token,
+            tokens=tokens,
+            resumable=self._resumable,
+            options={},
+        )
         return JavaScriptClient(self, name)
 
 
 @asynccontextmanager
-async def node_process() -> AsyncIterator[Node]:
-    """A Node process; its clients end with it."""
+async def node_process(*, resumable: Mapping[str, Any] | None = None) -> AsyncIterator[Node]:
+    """A Node process; its clients end with it.
+
+    With `resumable` they go over a `ResumableWebSocket` (clients/js) with these options. What that
+    tells of its line are events of the client's named "line".
+    """
     process = await asyncio.create_subprocess_exec(
         node(),
         SDK_FOLDER / "remote.mjs",
@@ -82,7 +97,7 @@ async def node_process() -> AsyncIterator[Node]:
         stdout=asyncio.subprocess.PIPE,
         limit=LINE_MAX_BYTES,
     )
-    remote = Node(process)
+    remote = Node(process, resumable)
     reading = asyncio.create_task(remote.read())
     try:
         yield remote

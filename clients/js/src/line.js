@@ -130,12 +130,19 @@ export class Line {
   #told = false;
   /** Whether the serving socket is one that an earlier line left. */
   #adopted = false;
-  /** Whether the server may know of a newer socket than the one that serves. */
-  #asked = false;
+  /** Whether the candidate has asked to resume, and waits. */
+  #isAsking = false;
+  /** Requests to resume without an answer. Each may still arrive, and evict a later socket. */
+  #unanswered = 0;
 
   #attempts;
-  /** @type {number | null} When the present connection began to serve. */
-  #connectedAt = null;
+  /**
+   * Since when there is a connection without any attempt at another, which the server might have
+   * accepted without this side hearing of it.
+   *
+   * @type {number | null}
+   */
+  #steadySince = null;
   /** @type {number | null} When `open` or `resume` was sent. */
   #spokeAt = null;
   /** @type {number | null} When the next socket is opened. */
@@ -354,7 +361,8 @@ export class Line {
    */
   socketOpened(socket, now) {
     if (socket === this.#candidate) {
-      this.#asked = true;
+      this.#unanswered += 1;
+      this.#isAsking = true;
       this.#spokeAt = now;
       const data = resumeFrame(this.#token, this.#session.ask(), this.#attempts);
       this.#actions.push({ type: "send", socket, data });
@@ -403,6 +411,7 @@ export class Line {
   socketClosed(socket, now, code, reason, wasClean = false) {
     const verdict = closeVerdict(code, reason);
     if (socket === this.#candidate) {
+      if (wasClean) this.#refused();
       this.#candidateLost(now, verdict);
     } else if (socket === this.#serving) {
       this.#serving = null;
@@ -525,9 +534,8 @@ export class Line {
    */
   #serve(now, stable) {
     this.#stable = stable;
-    this.#connectedAt = now;
+    this.#steadySince = now;
     this.#overAt = null;
-    this.#asked = false;
     this.#adopted = false;
     this.error = null;
     this.rtt = this.#spokeAt === null ? this.rtt : now - this.#spokeAt;
@@ -545,8 +553,9 @@ export class Line {
    */
   #gone(now, reason) {
     const socket = /** @type {number} */ (this.#serving);
-    if (reason === "fenced" && this.#asked) {
-      // By a socket of our own; its answer is under way, or lost and has to be asked for again.
+    if (reason === "fenced" && this.#unanswered > 0) {
+      // By a request of our own: its answer is under way to the candidate, or was given up.
+      if (this.#candidate === null) this.#unanswered -= 1;
       this.#drop(socket);
       this.socketClosed(socket, now, ABNORMAL, "evicted");
       return;
@@ -561,16 +570,13 @@ export class Line {
    * @param {Verdict} verdict
    */
   #lost(now, verdict) {
-    // Fenced by a socket of our own, as in #gone, when that word got lost.
-    const resumable = verdict.resumable || (verdict.code === 3000 && this.#asked);
     // Before the first answer there is nothing that the server would keep.
-    if (!resumable || this.#session.received === 0) {
+    if (!verdict.resumable || this.#session.received === 0) {
       this.#remember(now, verdict);
       this.#end(now, verdict.code, verdict.reason);
       return;
     }
     this.#settle(now);
-    this.#connectedAt = null;
     this.#silentAt = null;
     this.#overAt = now + this.#retain + this.#ping + GIVE_UP_SLACK;
     this.error = { code: verdict.code, reason: verdict.reason };
@@ -617,6 +623,10 @@ export class Line {
     }
     const frame = readServerFrame(data);
     const socket = /** @type {number} */ (this.#candidate);
+    if (frame.type === "gone" || frame.type === "resumed") {
+      this.#isAsking = false;
+      this.#unanswered -= 1;
+    }
     if (frame.type === "gone") {
       this.#candidate = null;
       this.#end(now, ABNORMAL, `session gone: ${frame.reason}`, socket);
@@ -644,6 +654,14 @@ export class Line {
     this.#serve(now, frame.stable);
   }
 
+  /** The server has closed the candidate, and won't act on what that asked for. */
+  #refused() {
+    if (!this.#isAsking) return;
+    this.#isAsking = false;
+    this.#unanswered -= 1;
+    this.#session.withdraw();
+  }
+
   /**
    * @param {number} now
    * @param {Verdict} verdict
@@ -655,7 +673,14 @@ export class Line {
       this.#end(now, verdict.code, verdict.reason);
       return;
     }
+    if (this.#isAsking && this.#serving !== null) {
+      // Nobody knows which of the two sockets the server takes for the session's.
+      this.#drop(this.#serving);
+      this.socketClosed(this.#serving, now, verdict.code, verdict.reason);
+      return;
+    }
     if (this.state === "resuming") this.#move("lose");
+    if (this.state === "connected") this.#steadySince = now;
     this.error = { code: verdict.code, reason: verdict.reason };
     this.#comeBack(now, verdict);
     this.#changed();
@@ -681,6 +706,7 @@ export class Line {
       this.#settle(now);
       this.#attempts += 1;
       this.#candidate = ++this.#lastSocket;
+      this.#isAsking = false;
       this.#resumeBy = now + this.#backoff.timeout;
       this.#actions.push({ type: "connect", socket: this.#candidate, plain: false });
       if (this.state === "waiting") this.#move("resume");
@@ -689,12 +715,13 @@ export class Line {
   }
 
   /**
-   * Starts the count of attempts again, if this connection lasted.
+   * A connection ends, or may: starts the count of attempts again, if it lasted.
    *
    * @param {number} now
    */
   #settle(now) {
-    if (this.#connectedAt !== null && now - this.#connectedAt >= this.#stable) this.#attempts = 0;
+    if (this.#steadySince !== null && now - this.#steadySince >= this.#stable) this.#attempts = 0;
+    this.#steadySince = null;
   }
 
   /**

@@ -27,8 +27,10 @@ export class Session {
   /** @type {Kept[]} The oldest first. */
   #unacked = [];
   #unackedBytesMax;
-  /** What a request to resume has said to be received. */
+  /** What the last request to resume has said to be received. */
   #asked = 0;
+  /** Whether that request is without an answer. */
+  #isAsking = false;
   /** Frames that come again, because they arrived on the old socket after that request. */
   #duplicates = 0;
   #framesUnsaid = 0;
@@ -92,11 +94,15 @@ export class Session {
 
   /** Whether the server should be told now how much arrived; then call `say()`. */
   get ackDue() {
-    return this.#framesUnsaid >= ACK_FRAMES || this.#charactersUnsaid >= ACK_CHARACTERS;
+    return !this.#isAsking && (this.#framesUnsaid >= ACK_FRAMES || this.#charactersUnsaid >= ACK_CHARACTERS);
   }
 
-  /** How much arrived, as it is told to the server now. */
+  /**
+   * How much arrived, as it is told to the server now. While a request to resume is on its way it is
+   * what that says, since the server can't resume from before what was acknowledged.
+   */
   say() {
+    if (this.#isAsking) return this.#asked;
     this.#framesUnsaid = 0;
     this.#charactersUnsaid = 0;
     return this.received;
@@ -116,8 +122,15 @@ export class Session {
 
   /** What a request to resume says to be received. The old socket may go on serving. */
   ask() {
+    this.#isAsking = false;
     this.#asked = this.say();
+    this.#isAsking = true;
     return this.#asked;
+  }
+
+  /** The request was refused: the old socket goes on. */
+  withdraw() {
+    this.#isAsking = false;
   }
 
   /**
@@ -132,6 +145,7 @@ export class Session {
     }
     this.acknowledge(received);
     this.#duplicates = this.received - this.#asked;
+    this.#isAsking = false;
     return this.unacked;
   }
 }
