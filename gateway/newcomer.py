@@ -23,6 +23,7 @@ from gateway.protocol.codes import (
 )
 from gateway.protocol.session import Gone, Resumption, SessionViolation
 from gateway.protocol.session_frames import (
+    BackoffDeclaration,
     MalformedSessionFrame,
     Open,
     Resume,
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 VAIN_RESUMES_MAX: Final = 4
 # All clients of one library declare the same, and so can share one object.
 BACKOFFS_REMEMBERED: Final = 256
+_in_seconds: Final = lru_cache(BACKOFFS_REMEMBERED)(BackoffDeclaration.in_seconds)
 _RESUME_PREFIX: Final = '{"session":{"resume"'
 
 
@@ -150,7 +152,7 @@ class Newcomer:
     def _open(self, frame: Open) -> Owner:
         if not self._admit(Arrival.CONNECT, None):
             return self
-        backoff = frame.backoff.in_seconds()
+        backoff = _in_seconds(frame.backoff)
         connection = self._host.begin_session(self._link, self._address, backoff)
         if connection is None:
             self._close_with_slot()

@@ -267,8 +267,6 @@ class SessionConnection(Connection):
             return
         services = self._services
         self.session.lose(services.loop.time(), self._retain)
-        if self.slot is not None:
-            self.session.extend(self.slot + self.backoff.timeout)
         services.hub.detach(self, self.live_channels())
         self._registry.sessions.detach(self)
         services.wheel.add(self)
@@ -284,7 +282,7 @@ class SessionConnection(Connection):
     def _end(self, reason: Gone) -> None:
         """The session is over, and with it the client: it leaves its channels now."""
         if self.session.state is not SessionState.ENDED:
-            if self.session.state is SessionState.DETACHED:
+            if self.detached and reason is Gone.EXPIRED:
                 self.session.expire()
             else:
                 self.session.break_off()
@@ -362,6 +360,8 @@ class SessionConnection(Connection):
             paused_at = self._slow_at - self._services.slow_reader_timeout
             self._health.excuse(self._services.loop.time() - paused_at)
         super().writing_resumed()
+        if not self._link.closing:
+            self._ping(self._services.loop.time())  # while paused the tail could not ask for one
 
     def close(self, disconnect: Disconnect, detail: str) -> None:
         """See `actions.Actions`: the client has ended, so the session does."""
