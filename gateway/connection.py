@@ -305,7 +305,7 @@ class Connection:
     def send(self, payload: bytes) -> None:
         """See `actions.Actions`. Payloads of one loop turn share a frame (A.1.2)."""
         if self._outbox is None:
-            if self._choked or not self._takes_output():
+            if not self._takes_output():
                 return
             self._outbox = [payload]
         else:
@@ -329,13 +329,21 @@ class Connection:
             self._outbox_bytes = 0
             self._write(outbox[0] if len(outbox) == 1 else b"\n".join(outbox))
             link = self._link
-            if link.paused and link.transport.get_write_buffer_size() > WRITE_BUFFER_MAX_BYTES:
+            if (
+                link.paused
+                and not link.closing
+                and link.transport.get_write_buffer_size() > WRITE_BUFFER_MAX_BYTES
+            ):
                 # Not from inside whatever the client is doing; until then it gets nothing more.
                 self._choked = True
-                self._services.loop.call_soon(self.disconnect, SLOW)
+                self._services.loop.call_soon(self._end_choked, link)
+
+    def _end_choked(self, link: Link) -> None:
+        if self._link is link:  # or else the session has another one by now
+            self.disconnect(SLOW)
 
     def _takes_output(self) -> bool:
-        return not self._link.closing
+        return not self._choked and not self._link.closing
 
     def _write(self, payload: bytes) -> None:
         """Send one text message."""

@@ -219,6 +219,12 @@ class _NoLink(Link):
         self.code = ABNORMAL_CLOSURE
         self.close_due = float("inf")
 
+    def use(self, owner: Owner) -> None:
+        """Nobody is called, so nobody is kept."""
+
+    def abort(self) -> None:
+        """There is nothing to drop."""
+
 
 NO_LINK: Final[Link] = _NoLink()
 """What a connection has whose socket is lost: closing, lost, paused, for nothing gets through."""

@@ -193,16 +193,16 @@ class SessionConnection(Connection):
         try:
             outcome = self.session.resume(wish, now, self._registry.sessions.limits.stable)
         except SessionViolation:
-            self._end(Gone.OVERFLOW)
+            self._give_up(Gone.UNKNOWN)
             raise
         if outcome is Gone.FENCED:
             return outcome
         if isinstance(outcome, Gone):
-            self._end(outcome)
+            self._give_up(outcome)
             return outcome
         former = self._link
         if former is not NO_LINK:
-            self._evict()
+            self._evict(Gone.FENCED)
         self._registry.sessions.attach(self)
         self.address = address
         self.slot = None
@@ -219,7 +219,8 @@ class SessionConnection(Connection):
 
     def _replay(self, resumed: Resumed) -> bytes:
         """What a resumed socket is written first."""
-        instruments.SESSION_REPLAYED.inc(resumed.count)
+        if resumed.count:
+            instruments.SESSION_REPLAYED.inc(resumed.count)
         self._retain = self._registry.sessions.retention(self.backoff)
         head = text_frame(
             session_frames.resumed(
@@ -235,18 +236,25 @@ class SessionConnection(Connection):
         first, *others = (entry.frames for entry in resumed.replay)
         return b"".join((head, skip_frames(first, resumed.skip), *others))
 
-    def _evict(self) -> None:
-        """Take the socket away: the session goes on over another one."""
+    def _evict(self, reason: Gone) -> None:
+        """Take the socket away: the session goes on over another one, or not at all."""
         link = self._link
         self._let_go()
-        link.send(session_frames.gone(Gone.FENCED))
+        link.send(session_frames.gone(reason))
         link.close(CONNECTION_CLOSED, None)
+
+    def _give_up(self, reason: Gone) -> None:
+        """End a session that can't be resumed, whether it has a socket or not."""
+        if self._link is not NO_LINK:
+            self._evict(reason)
+        self._end(reason)
 
     def _let_go(self) -> None:
         """Give the socket to somebody who only waits for its end."""
         link, self._link = self._link, NO_LINK
         services = self._services
         self._no_longer_slow()
+        self._choked = False
         self._ping_at = NEVER
         if not link.lost:
             Departed(
@@ -416,7 +424,7 @@ class SessionConnection(Connection):
         """Note payload frames in the tail, and write them if there is a socket."""
         pressure = self.session.sent_frames(frames, count, self._registry.sessions.limits.tail)
         link = self._link
-        if not link.closing:
+        if not link.closing and not self._choked:
             link.transport.write(frames)
         if pressure is not Pressure.NONE:
             self._relieve(pressure)
@@ -448,6 +456,8 @@ class SessionConnection(Connection):
             self._ping_at = self._services.loop.time() + interval * part
 
     def _ping(self, now: float) -> None:
+        if self._choked:
+            return  # not all that is counted was written
         sessions = self._registry.sessions
         retain = sessions.retention(self.backoff)
         self._retain = retain
