@@ -2,17 +2,23 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from scripts.benchmarks.gateways import GatewayProcess
 from scripts.storms.messages import RoomLog
 
 _TIMEOUT = 10.0
 _PAGE = 10_000
 _PREFIX = "capegate_"
 _LAG_BUCKET = "loop_lag_seconds_bucket"
+
+
+class Door(NamedTuple):
+    """Where a gateway listens, and the key of its server API."""
+
+    port: int
+    api_key: str
 
 
 class Samples:
@@ -68,17 +74,17 @@ def added(
     return total
 
 
-async def metrics(gateway: GatewayProcess) -> Samples:
+async def metrics(port: int) -> Samples:
     """Everything that is counted now. Raises OSError when nobody listens."""
-    return Samples((await _fetch(gateway.port, "GET", "/metrics")).decode())
+    return Samples((await _fetch(port, "GET", "/metrics")).decode())
 
 
-async def log_of(gateway: GatewayProcess, room: str) -> RoomLog:
+async def log_of(door: Door, room: str) -> RoomLog:
     """The ids of all messages that the log has of a room."""
     ids: list[str] = []
     since: dict[str, Any] = {}
     while True:
-        result = await _call(gateway, "history", channel=room, limit=_PAGE, **since)
+        result = await _call(door, "history", channel=room, limit=_PAGE, **since)
         publications = result["publications"]
         ids += (publication["data"]["id"] for publication in publications)
         if not publications or publications[-1]["offset"] >= result["offset"]:
@@ -87,20 +93,20 @@ async def log_of(gateway: GatewayProcess, room: str) -> RoomLog:
         since = {"since": {"offset": offset, "epoch": result["epoch"]}}
 
 
-async def presence_in(gateway: GatewayProcess, rooms: Sequence[str]) -> dict[str, str]:
+async def presence_in(door: Door, rooms: Sequence[str]) -> dict[str, str]:
     """The users who are in any of the rooms, by client id."""
     users: dict[str, str] = {}
     for room in rooms:
-        result = await _call(gateway, "presence", channel=room)
+        result = await _call(door, "presence", channel=room)
         users |= {client: info["user"] for client, info in result["presence"].items()}
     return users
 
 
-async def _call(gateway: GatewayProcess, method: str, **request: Any) -> Any:
+async def _call(door: Door, method: str, **request: Any) -> Any:
     body = msgspec.json.encode(request)
-    head = f"X-API-Key: {gateway.api_key}\r\nContent-Type: application/json\r\n"
+    head = f"X-API-Key: {door.api_key}\r\nContent-Type: application/json\r\n"
     answer = msgspec.json.decode(
-        await _fetch(gateway.port, "POST", f"/api/{method}", head=head, body=body)
+        await _fetch(door.port, "POST", f"/api/{method}", head=head, body=body)
     )
     if "result" not in answer:
         raise OSError(f"the server API answered {answer}")

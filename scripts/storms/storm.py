@@ -203,7 +203,7 @@ class CrowdProcess(Worker):
 class _Watch:
     """Looks at the metrics of one process, for as long as `looking` is entered."""
 
-    server: GatewayProcess
+    port: int
     began: float
     first: scrape.Samples = field(default_factory=scrape.Samples)
     last: scrape.Samples = field(default_factory=scrape.Samples)
@@ -211,7 +211,7 @@ class _Watch:
 
     async def look(self) -> None:
         """Look once. Raises OSError when nobody answers."""
-        samples = self.last = await scrape.metrics(self.server)
+        samples = self.last = await scrape.metrics(self.port)
         self.looks.append(
             Look(
                 time.monotonic() - self.began,
@@ -281,17 +281,18 @@ async def raise_storm(
 async def _strike(
     storm: Storm, server: GatewayProcess, crowd: CrowdProcess, gathered: Gathered
 ) -> Outcome:
-    present = await scrape.presence_in(server, storm.room_names)
-    samples = await scrape.metrics(server)
+    door = scrape.Door(server.port, server.api_key)
+    present = await scrape.presence_in(door, storm.room_names)
+    samples = await scrape.metrics(server.port)
     await crowd.do(Mark())
     began, busy = time.monotonic(), _others_cpu_seconds(server, crowd)
-    old = _Watch(server, began, samples, samples)
+    old = _Watch(server.port, began, samples, samples)
     async with old.looking():
         await server.end(storm.blow.number)
     ended = time.monotonic() - began
     await server.start()
     ready = time.monotonic() - began
-    new = _Watch(server, began)
+    new = _Watch(server.port, began)
     cpu = procfs.cpu_seconds(server.pid)
     async with new.looking():
         returned = _since(began, await crowd.await_return())
@@ -300,8 +301,8 @@ async def _strike(
     elapsed = time.monotonic() - began
     await new.look()
     await crowd.do(Settle(_SETTLE_TIMEOUT))
-    present_after = await scrape.presence_in(server, storm.room_names)
-    logs = [await scrape.log_of(server, room) for room in storm.room_names]
+    present_after = await scrape.presence_in(door, storm.room_names)
+    logs = [await scrape.log_of(door, room) for room in storm.room_names]
     lag = scrape.added(new.loop_lag(), (old.loop_lag(), 1))
     return Outcome(
         storm=storm,
