@@ -110,7 +110,7 @@ def _merged(headers: MultiMapping[str]) -> MultiMapping[str]:
     A proxy may add its X-Forwarded-For as a line behind the client's own; to look at the first
     alone would be to believe the client.
     """
-    if len({name.lower() for name in headers}) == len(headers):
+    if len(set(map(str.lower, headers))) == len(headers):
         return headers
     merged: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 VAIN_RESUMES_MAX: Final = 4
 # All clients of one library declare the same, and so can share one object.
 BACKOFFS_REMEMBERED: Final = 256
+_RESUMED: Final = instruments.SESSION_RESUMES.labels("resumed")
 _in_seconds: Final = lru_cache(BACKOFFS_REMEMBERED)(BackoffDeclaration.in_seconds)
 _RESUME_PREFIX: Final = '{"session":{"resume"'
 
@@ -175,7 +176,7 @@ class Newcomer:
             return self._refuse(str(error))
         if gone is not None:
             return self._say_gone(gone)
-        instruments.SESSION_RESUMES.labels("resumed").inc()
+        _RESUMED.inc()
         self._host.settled(link, self._address)
         return found
 
