@@ -208,11 +208,14 @@ export class Gateway {
    * Finds out soon whether a connection that looks open still is: for when the device was asleep or
    * its network changed. A wait for the next attempt is cut short. A line that comes back by itself
    * is left to do so.
+   *
+   * @param {number} [patienceMs] So soon it is shown that there is no answer.
    */
-  probe() {
+  probe(patienceMs = PATIENCE_MS) {
     if (!this.#line) this.retryNow();
     if (this.state.phase !== "connected") return;
     const current = this.#current;
+    this.#listen(patienceMs);
     this.#command("ping", {}, PROBE_TIMEOUT_MS).catch((error) => {
       if (error.code !== Code.TIMEOUT || current !== this.#current || this.#line) return;
       this.#lost({ code: Code.NO_PING, reason: "the server doesn't answer", reconnect: true });
@@ -449,13 +452,17 @@ export class Gateway {
     checkIn(silenceMs);
   }
 
-  /** A question has been asked. */
-  #listen() {
+  /**
+   * A question is being asked.
+   *
+   * @param {number} patienceMs
+   */
+  #listen(patienceMs) {
     if (this.state.phase !== "connected") return;
     this.#timers.patience ??= setTimeout(() => {
       this.#silent = true;
       this.#setState({ phase: "connected" });
-    }, PATIENCE_MS);
+    }, patienceMs);
   }
 
   #heard() {
@@ -641,7 +648,7 @@ export class Gateway {
   /** @param {string[]} commands */
   #send(commands) {
     this.#socket?.send(commands.join("\n"));
-    this.#listen();
+    this.#listen(PATIENCE_MS);
   }
 
   /** @param {{phase: Phase, retryAt?: number | null}} state */

@@ -19,6 +19,8 @@ const ROOMS_MAX = 12;
 const ROOM_LENGTH_MAX = 60;
 /** How many messages are kept while somebody reads up. */
 const LIMIT_READING = 5_000;
+/** The device says that it has no network: what then doesn't answer soon is away. */
+const OFFLINE_PATIENCE_MS = 1_000;
 const COUNTDOWN_MS = 250;
 const ROOMS_KEY = "capegate.rooms";
 
@@ -65,7 +67,7 @@ class Page {
     addEventListener("hashchange", () => this.#roomChanged());
     addEventListener("online", () => this.#gateway?.probe());
     addEventListener("pageshow", () => this.#gateway?.probe());
-    addEventListener("offline", () => this.#doubt());
+    addEventListener("offline", () => this.#doubt(OFFLINE_PATIENCE_MS));
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden) this.#doubt();
     });
@@ -82,9 +84,13 @@ class Page {
     return this.#conversations.get(roomInAddress());
   }
 
-  /** What looks connected may be long dead: the device was asleep, or has lost its network. */
-  #doubt() {
-    if (this.#gateway?.state.phase === "connected") this.#gateway.probe();
+  /**
+   * What looks connected may be long dead: the device was asleep, or has lost its network.
+   *
+   * @param {number} [patienceMs]
+   */
+  #doubt(patienceMs) {
+    if (this.#gateway?.state.phase === "connected") this.#gateway.probe(patienceMs);
     this.#draw();
   }
 

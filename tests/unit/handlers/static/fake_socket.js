@@ -93,5 +93,42 @@ export class FakeSocket {
   }
 }
 
+/** One that gets itself another line when its own is lost, as the test says. */
+export class FakeLine extends FakeSocket {
+  /** @type {"connecting" | "connected" | "waiting" | "resuming"} */
+  state = "connecting";
+  /** @type {number | null} */
+  rtt = null;
+  /** @type {"excellent" | "good" | "fair" | "poor" | null} */
+  quality = null;
+  /** @type {number | null} */
+  retryAt = null;
+  /** @type {{code: number, reason: string} | null} */
+  error = null;
+  /** Whether the next attempt's moment was given by the server. */
+  promised = false;
+  retries = 0;
+  onstatechange = () => {};
+
+  /** @param {Partial<FakeLine>} changes */
+  becomes(changes) {
+    Object.assign(this, changes);
+    this.onstatechange();
+  }
+
+  retryNow() {
+    if (this.promised) return false;
+    this.retries += 1;
+    this.becomes({ state: "resuming", retryAt: null });
+    return true;
+  }
+
+  /** @override @param {any} result */
+  accepts(result = {}) {
+    this.becomes({ state: "connected", error: null });
+    super.accepts(result);
+  }
+}
+
 /** Lets everything that was promised happen; timers don't move. */
 export const settled = () => new Promise((resolve) => setImmediate(resolve));
