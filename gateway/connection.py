@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
 
-from gateway.acceptance import AcceptControl
+from gateway.acceptance import AcceptControl, Arrival
 from gateway.auth import TokenVerifier
 from gateway.hub import Hub
 from gateway.link import Link
@@ -105,7 +105,7 @@ class Registry(Protocol):
     def socket_lost(self, link: Link, code: int) -> None:
         """A socket is closed; `code` is the close code that ended it."""
 
-    def retry_ms(self, disconnect: Disconnect) -> int | None:
+    def retry_ms(self, disconnect: Disconnect, kind: Arrival = Arrival.CONNECT) -> int | None:
         """When this client should come back, if it should."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.acceptance import Arrival
 from gateway.connection import Connection, Services
 from gateway.link import ABNORMAL_CLOSURE, Link, Owner
 from gateway.newcomer import Newcomer
@@ -208,12 +209,12 @@ class ConnectionManager:
             self._disconnects[code] = instruments.DISCONNECTS.labels(label).inc
         self._disconnects[code]()
 
-    def retry_ms(self, disconnect: Disconnect) -> int | None:
+    def retry_ms(self, disconnect: Disconnect, kind: Arrival = Arrival.CONNECT) -> int | None:
         """See `connection.Registry`: the next free slot for those who are sent away."""
         if disconnect not in (SHUTDOWN, TOO_MANY, SLOW):
             return None
         services = self._services
-        return int(services.acceptance.slot_for_close(services.loop.time()) * 1000)
+        return int(services.acceptance.slot_for_close(services.loop.time(), kind=kind) * 1000)
 
     # --- finding ----------------------------------------------------------------------------------
 

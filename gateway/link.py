@@ -86,6 +86,8 @@ class Link(asyncio.Protocol):
     def use(self, owner: Owner) -> None:
         """Say whom to call, from the next message on. Comes before any data."""
         self._owner = owner
+        if self.paused:
+            owner.writing_paused()  # the former one was told, this one wasn't
 
     def is_owned_by(self, owner: Owner) -> bool:
         """Whether this is whom the link calls."""

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from gateway.acceptance import Arrival
 from gateway.connection import Connection, Registry, Services
 from gateway.departed import Departed
-from gateway.link import NO_LINK, Link
+from gateway.link import ABNORMAL_CLOSURE, NO_LINK, Link
 from gateway.presence import Line
 from gateway.protocol import session_frames
 from gateway.protocol.backoff import DeclaredBackoff
@@ -27,17 +28,11 @@ from gateway.protocol.codes import (
     NO_PONG,
     SHUTDOWN,
     SLOW,
+    TOO_MANY,
+    WRITE_ERROR,
     Disconnect,
 )
-from gateway.protocol.frames import (
-    INVALID_PAYLOAD,
-    MESSAGE_TOO_BIG,
-    NORMAL_CLOSURE,
-    PROTOCOL_ERROR,
-    UNSUPPORTED_DATA,
-    skip_frames,
-    text_frame,
-)
+from gateway.protocol.frames import skip_frames, text_frame
 from gateway.protocol.health import NEVER, LineHealth, LineState, Quality
 from gateway.protocol.session import (
     Gone,
@@ -50,7 +45,7 @@ from gateway.protocol.session import (
     SessionViolation,
 )
 from gateway.protocol.session_frames import Counts, Leave, MalformedSessionFrame
-from gateway.protocol.subscription import Subscription
+from gateway.protocol.subscription import Joined, Subscription
 from gateway.resume_tokens import SessionId
 from gateway.sessions import Sessions
 from metrics import instruments
@@ -61,9 +56,11 @@ logger = logging.getLogger(__name__)
 ACK_EVERY: Final = 32
 # Closing a socket with these leaves its session alone: the client may come back for it.
 RESUMABLE: Final = frozenset({SHUTDOWN, SLOW, NO_PONG})
-# A client that closes like this says goodbye, or sent what it would only send again.
-_FINAL_CODES: Final = frozenset(
-    {NORMAL_CLOSURE, PROTOCOL_ERROR, UNSUPPORTED_DATA, INVALID_PAYLOAD, MESSAGE_TOO_BIG}
+# What ends only the socket, whoever closes it. Browsers can't send those below 3000, so their
+# clients give a socket up with NO_PONG.
+_SOCKET_ONLY: Final = frozenset(
+    {1001, ABNORMAL_CLOSURE, *range(1011, 1016), TOO_MANY.code, WRITE_ERROR.code}
+    | {disconnect.code for disconnect in RESUMABLE}
 )
 
 
@@ -350,7 +347,7 @@ class SessionConnection(Connection):
 
     def link_closing(self) -> None:
         """See `link.Owner`: the end of a socket, and only sometimes of its client."""
-        if self.client.phase is Phase.CLOSED or self._link.code in _FINAL_CODES:
+        if self.client.phase is Phase.CLOSED or self._link.code not in _SOCKET_ONLY:
             if self.session.state is not SessionState.ENDED:
                 self._end(Gone.UNKNOWN)
             super().link_closing()
@@ -391,8 +388,8 @@ class SessionConnection(Connection):
         """Close the socket and keep the session: the client is told when to come back."""
         self.flush()
         retry_ms = None
-        if self.slot is None:  # one that was told to move has its slot
-            retry_ms = self._registry.retry_ms(disconnect)
+        if not self.is_expected:  # one that was told to move has its slot
+            retry_ms = self._registry.retry_ms(disconnect, Arrival.RESUME)
             if retry_ms is not None:
                 self.promise(retry_ms / 1000)
         self._link.close(disconnect, retry_ms)
@@ -403,12 +400,25 @@ class SessionConnection(Connection):
             self.promise(retry)
             self._link.send(session_frames.move(retry, deadline))
 
+    @property
+    def is_expected(self) -> bool:
+        """Whether its client was told to come back at a moment that is yet to come."""
+        return self.slot is not None and self.slot > self._services.loop.time()
+
     def promise(self, retry: float) -> None:
         """The client was told to come back in so many seconds: it will find its session then."""
         self.slot = self._services.loop.time() + retry
-        self.session.extend(self.slot + self.backoff.timeout)
+        longest = self._registry.sessions.limits.retention.ceiling  # whatever the client declares
+        self.session.extend(self.slot + min(self.backoff.timeout, longest))
 
-    # --- the hub's subscriber, and everything that is sent ----------------------------------------
+    # --- the client's world, the hub's subscriber, and everything that is sent --------------------
+
+    def join(self, subscription: Subscription) -> Joined | None:
+        """See `actions.Actions`."""
+        joined = super().join(subscription)
+        if joined is not None and self._link is NO_LINK:  # a late answer, or the server API
+            self._services.hub.detach(self, (subscription.channel,))
+        return joined
 
     @property
     def deflate(self) -> bool:
