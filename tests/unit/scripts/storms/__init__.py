@@ -1,0 +1,1 @@
+"""`scripts/storm`, piece by piece."""
