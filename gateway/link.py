@@ -89,9 +89,19 @@ class Link(asyncio.Protocol):
         if self.paused:
             owner.writing_paused()  # the former one was told, this one wasn't
 
+    @property
+    def owner(self) -> Owner | None:
+        """Whom the link calls; nobody before its first one and after its end."""
+        return self._owner
+
     def is_owned_by(self, owner: Owner) -> bool:
         """Whether this is whom the link calls."""
         return self._owner is owner
+
+    def pass_on(self, text: str) -> None:
+        """Give the owner a message that a former one was given and kept."""
+        if self._owner is not None and not self.closing:
+            self._owner.text_received(text)
 
     @property
     def sink(self) -> Callable[[bytes], None]:

@@ -20,7 +20,7 @@ from gateway.link import ABNORMAL_CLOSURE, NO_LINK, Link
 from gateway.presence import Line
 from gateway.protocol import session_frames
 from gateway.protocol.backoff import DeclaredBackoff
-from gateway.protocol.client import Phase
+from gateway.protocol.client_base import Phase
 from gateway.protocol.codec import StreamPosition
 from gateway.protocol.codes import (
     BAD_PROTOCOL,

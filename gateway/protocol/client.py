@@ -18,147 +18,54 @@ In CONNECTING, commands wait in line (the SDK sends its subscribe commands right
 FAILED any further command is a protocol error. Commands are handled in order; the answers of those
 that need the database may come in another order, as their ids allow.
 
-A subscription is OPENING until the world has what joining needs (`prepared`); joining, the reply
-and becoming LIVE then happen in one step, so no publication can slip between the reply and the
-first push. One that was cancelled while it opened is answered then and no longer in the table.
+Its parts are `client_base`, `client_subscriptions` and `client_operations`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
 from typing import Final
 
 from gateway.protocol import codec
-from gateway.protocol.actions import (
-    Actions,
-    ClientRules,
-    ConnectGrant,
-    Published,
-    Publishing,
-    SubscribeGrant,
-)
-from gateway.protocol.channels import ChannelOptions, is_private
+from gateway.protocol.actions import ConnectGrant
+from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.claims import (
     ConnectClaims,
     KeyMissing,
     ServerSubscription,
-    SubscribeClaims,
     TokenError,
     TokenExpired,
 )
-from gateway.protocol.codec import Command, Method, StreamPosition
+from gateway.protocol.client_base import IN_FLIGHT_MAX, Phase, seconds_left
+from gateway.protocol.client_operations import OperatingClient
+from gateway.protocol.codec import Command, Method
 from gateway.protocol.codes import (
-    ALREADY_SUBSCRIBED,
     BAD_PROTOCOL,
-    BAD_REQUEST,
     CHANNEL_LIMIT,
     CONNECTION_EXPIRED,
     EXPIRED,
-    INSUFFICIENT_STATE,
     INTERNAL,
     INVALID_TOKEN,
-    LIMIT_EXCEEDED,
     NO_PONG,
-    NOT_AVAILABLE,
-    PERMISSION_DENIED,
     STALE,
     SUBSCRIPTION_EXPIRED,
     TOKEN_EXPIRED,
     TOO_MANY,
     TOO_MANY_REQUESTS,
-    UNAVAILABLE,
-    UNRECOVERABLE,
     Disconnect,
     ErrorCode,
-    Unsubscribe,
 )
-from gateway.protocol.limits import TokenBucket, is_unfit_for_others
-from gateway.protocol.permissions import Operation
-from gateway.protocol.subscription import NEVER, Subscription, SubscriptionState
+from gateway.protocol.subscription import NEVER, Subscription
 
-IDEMPOTENCY_KEY_LENGTH_MAX: Final = 64
-HISTORY_LIMIT_MAX: Final = 300
-# Commands of one client that may wait for the database at once, and that may wait behind connect.
-# The SDKs send a few; the bound keeps one client from filling the publish queue alone.
-IN_FLIGHT_MAX: Final = 1024
 # Characters of messages that may wait behind connect, while a token's key is fetched: nobody has
 # shown yet who they are. The SDKs send one message with everything.
 WAITING_MAX: Final = 256 * 1024
-# How much of that one command takes: the answers to these may be a megabyte long.
-_WEIGHTS: Final[Mapping[Method, int]] = {"history": 64}
 # Refused commands in a row (rate) after which a client that doesn't listen is closed.
 REFUSALS_MAX: Final = 256
 
 
-class Phase(Enum):
-    """Where a client is between its first byte and its last."""
-
-    NEW = "new"
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    FAILED = "failed"
-    CLOSED = "closed"
-
-
-class Client:
+class Client(OperatingClient):
     """One client's state. `receive` and `tick` are called by the connection; see the module."""
 
-    __slots__ = (
-        "_actions",
-        "_bucket",
-        "_connect_id",
-        "_connect_left",
-        "_in_flight",
-        "_info_json",
-        "_ping_at",
-        "_pong_by",
-        "_refusals",
-        "_rules",
-        "_session",
-        "_stale_at",
-        "_waiting",
-        "_waiting_size",
-        "deadline_moved",
-        "expires_at",
-        "id",
-        "info",
-        "native_ping",
-        "phase",
-        "subscriptions",
-        "user",
-    )
-
-    def __init__(
-        self,
-        client_id: str,
-        rules: ClientRules,
-        actions: Actions,
-        now: float,
-        native_ping: bool = False,
-        session: bool = False,
-    ) -> None:
-        self.id = client_id
-        self.user = ""
-        self.info: bytes | None = None
-        self.phase = Phase.NEW
-        self.subscriptions: dict[str, Subscription] = {}
-        self._rules = rules
-        self._actions = actions
-        self.native_ping = native_ping
-        self._session = session  # a session layer below does the pinging (PROTOCOL.md B.1)
-        # Set when `next_deadline` may have come nearer; cleared by the caller.
-        self.deadline_moved = False
-        self._bucket = TokenBucket(rules.commands_burst, now)
-        self._refusals = 0
-        self._in_flight = 0
-        self._info_json = b""
-        self._connect_id = 0
-        self._connect_left = 0  # subscriptions that the connect reply still waits for
-        self._waiting: list[Command] | None = None
-        self._waiting_size = 0
-        self._stale_at = now + rules.stale_close_delay
-        self._ping_at = NEVER
-        self._pong_by = NEVER
-        self.expires_at = NEVER  # when its token ends; the grace comes on top
+    __slots__ = ()
 
     def restore(
         self,
@@ -175,13 +82,6 @@ class Client:
         self.expires_at = expires_at
         self._stale_at = NEVER
         self.subscriptions = {sub.channel: sub for sub in subscriptions}
-
-    @property
-    def is_waited_for(self) -> bool:
-        """Whether a command of its, or a subscription, waits for an answer from elsewhere."""
-        return self._in_flight > 0 or any(
-            sub.state is SubscriptionState.OPENING for sub in self.subscriptions.values()
-        )
 
     # --- input ------------------------------------------------------------------------------------
 
@@ -351,17 +251,6 @@ class Client:
             subscriptions.append(subscription)
         return subscriptions
 
-    def _server_subscription(self, channel: str, grant: ServerSubscription) -> Subscription | None:
-        options = self._rules.channels.resolve(channel) if channel else None
-        if not isinstance(options, ChannelOptions):
-            return None
-        subscription = Subscription(channel, options)
-        subscription.server_side = True
-        subscription.chan_info = grant.info
-        subscription.data = grant.data
-        subscription.apply(grant.override)
-        return subscription
-
     def _finish_connect(self, now: float) -> None:
         results = {}
         for channel, subscription in list(self.subscriptions.items()):
@@ -385,7 +274,7 @@ class Client:
             # Whole seconds on the wire; a client allows ten more before it calls silence a loss.
             ping=max(1, int(rules.ping_interval)) if protocol_pings else 0,
             pong=protocol_pings,
-            ttl=_seconds_left(self.expires_at, now),
+            ttl=seconds_left(self.expires_at, now),
             subs=results,
         )
         self._actions.send(codec.reply(self._connect_id, "connect", result))
@@ -398,358 +287,6 @@ class Client:
         self._waiting = None
         self.subscriptions.clear()  # none is live before the connect reply
         self._fail(self._connect_id, "connect", error)
-
-    # --- subscribe --------------------------------------------------------------------------------
-
-    def _subscribe(self, command_id: int, command: Command, now: float) -> None:
-        request = command.subscribe
-        assert request is not None, "dispatched by its presence"
-        channel = request.channel
-        if not channel:
-            self._close(BAD_PROTOCOL, "subscribe without a channel")
-            return
-        options = self._may_open(request)
-        if isinstance(options, ErrorCode):
-            self._fail(command_id, "subscribe", options)
-            return
-        subscription = Subscription(channel, options)
-        subscription.command_id = command_id
-        if request.token:
-            self.subscriptions[channel] = subscription
-
-            def answer(grant: SubscribeGrant | TokenError, now: float) -> None:
-                self._take_subscribe_grant(subscription, request, grant, now)
-
-            self._actions.verify_subscribe(request.token, answer)
-        elif self._rules.channels.may_subscribe(channel, options, self.user):
-            self.subscriptions[channel] = subscription
-            subscription.ask(request)
-            self._open(subscription)
-        else:
-            self._fail(command_id, "subscribe", PERMISSION_DENIED)
-
-    def _may_open(self, request: codec.SubscribeRequest) -> ChannelOptions | ErrorCode:
-        channel = request.channel
-        options = self._rules.channels.resolve(channel)
-        if isinstance(options, ErrorCode):
-            return options
-        if request.type or bytes(request.tf):
-            return NOT_AVAILABLE
-        if channel in self.subscriptions:
-            return ALREADY_SUBSCRIBED
-        if len(self.subscriptions) >= self._rules.channels_max:
-            return LIMIT_EXCEEDED
-        if is_private(channel) and not request.token:
-            return PERMISSION_DENIED
-        return options
-
-    def _take_subscribe_grant(
-        self,
-        subscription: Subscription,
-        request: codec.SubscribeRequest,
-        grant: SubscribeGrant | TokenError,
-        now: float,
-    ) -> None:
-        if self.subscriptions.get(subscription.channel) is not subscription:
-            return
-        if isinstance(grant, TokenError):
-            self._drop(subscription, _refusal(grant))
-        elif not self._token_fits(grant.claims, subscription.channel):
-            self._close(INVALID_TOKEN, "a subscription token of another channel, user or client")
-        elif not self._hold(subscription, grant, now):
-            self._drop(subscription, TOKEN_EXPIRED)
-        else:
-            subscription.apply(grant.claims.override)
-            subscription.ask(request)
-            self._open(subscription)
-
-    def _token_fits(self, claims: SubscribeClaims, channel: str) -> bool:
-        return (
-            claims.channel == channel
-            and claims.user == self.user
-            and claims.client in ("", self.id)
-        )
-
-    def _hold(self, subscription: Subscription, grant: SubscribeGrant, now: float) -> bool:
-        """Note how long the token holds; False when it has already ended."""
-        if grant.lifetime is not None and grant.lifetime <= 0:
-            return False
-        subscription.expires_at = NEVER if grant.lifetime is None else now + grant.lifetime
-        self.deadline_moved = True
-        subscription.chan_info = grant.claims.info
-        return True
-
-    def _open(self, subscription: Subscription) -> None:
-        def answer(error: ErrorCode | None, now: float) -> None:
-            if self.subscriptions.get(subscription.channel) is not subscription:
-                return
-            if error is not None:
-                self._drop(subscription, error)
-            else:
-                self._finish_subscribe(subscription, now)
-
-        self._actions.prepare(subscription, answer)
-
-    def _finish_subscribe(self, subscription: Subscription, now: float) -> None:
-        result = self._enter(subscription, now)
-        if result is None:
-            self._drop(subscription, UNRECOVERABLE)
-        elif subscription.command_id:
-            self._actions.send(codec.reply(subscription.command_id, "subscribe", result))
-        else:
-            self._actions.send(codec.subscribe_push(subscription.channel, result))
-
-    def _enter(self, subscription: Subscription, now: float) -> bytes | None:
-        """Join and go live; return the SubscribeResult, None when the client won't have it."""
-        joined = self._actions.join(subscription)
-        if joined is None:
-            return None
-        subscription.state = SubscriptionState.LIVE
-        position = joined.position if subscription.positioned else None
-        since = subscription.since
-        if joined.recovered and since is not None and position is not None:
-            # The client's own offset: it advances as it processes the publications (A.5.3).
-            position = StreamPosition(since.offset, position.epoch)
-        subscription.since = None
-        return codec.subscribe_result(
-            position=position,
-            recoverable=subscription.recoverable,
-            positioned=subscription.positioned,
-            recovered=joined.recovered,
-            publications=joined.publications,
-            gap=joined.gap,
-            ttl=_seconds_left(subscription.expires_at, now),
-            data=subscription.data,
-        )
-
-    def _drop(self, subscription: Subscription, error: ErrorCode) -> None:
-        """Give a subscription up that never went live."""
-        del self.subscriptions[subscription.channel]
-        if subscription.command_id:
-            self._fail(subscription.command_id, "subscribe", error)
-
-    def _unsubscribe(self, command_id: int, command: Command, now: float) -> None:
-        request = command.unsubscribe
-        assert request is not None, "dispatched by its presence"
-        if not request.channel:
-            self._close(BAD_PROTOCOL, "unsubscribe without a channel")
-            return
-        subscription = self.subscriptions.get(request.channel)
-        if subscription is not None:
-            self._remove(subscription)
-            if subscription.state is SubscriptionState.OPENING and subscription.command_id:
-                # Temporary, as the SDK may be subscribing again already and takes it for that one.
-                self._fail(subscription.command_id, "subscribe", TOO_MANY_REQUESTS)
-        self._actions.send(codec.reply(command_id, "unsubscribe"))
-
-    def _remove(self, subscription: Subscription) -> None:
-        del self.subscriptions[subscription.channel]
-        if subscription.state is SubscriptionState.LIVE:
-            self._actions.leave(subscription)
-
-    # --- what the server does to a client ---------------------------------------------------------
-
-    def subscribe_by_server(
-        self, channel: str, grant: ServerSubscription, since: StreamPosition | None = None
-    ) -> ErrorCode | None:
-        """Subscribe the client; a `subscribe` push follows.
-
-        Nothing to do is a success: subscribed already, or not connected (yet, or any more).
-        """
-        if self.phase is not Phase.CONNECTED or channel in self.subscriptions:
-            return None
-        if len(self.subscriptions) >= self._rules.channels_max:
-            return LIMIT_EXCEEDED
-        subscription = self._server_subscription(channel, grant)
-        if subscription is None:
-            return BAD_REQUEST
-        subscription.since = since if subscription.recoverable else None
-        self.subscriptions[channel] = subscription
-        self._open(subscription)
-        return None
-
-    def unsubscribe_by_server(self, channel: str, unsubscribe: Unsubscribe) -> bool:
-        """End one subscription and tell the client; False when there is none."""
-        subscription = self.subscriptions.get(channel)
-        if subscription is None:
-            return False
-        opening = subscription.state is SubscriptionState.OPENING
-        if opening and subscription.command_id:
-            # No reply has gone out, so an error is what the client understands.
-            self._drop(subscription, PERMISSION_DENIED)
-            return True
-        self._remove(subscription)
-        self._actions.send(codec.unsubscribe_push(channel, unsubscribe))
-        return True
-
-    def lose_position(self, channel: str, unsubscribe: Unsubscribe) -> bool:
-        """The log can't give what this subscription still needs (A.5.6).
-
-        False when the subscription doesn't follow positions and simply goes on.
-        """
-        subscription = self.subscriptions.get(channel)
-        if subscription is None:
-            return True
-        if not subscription.positioned:
-            return False
-        if subscription.server_side:
-            self._close(INSUFFICIENT_STATE, f"missing publications in {channel!r}")
-        else:
-            self.unsubscribe_by_server(channel, unsubscribe)
-        return True
-
-    def refresh_by_server(self, lifetime: float | None, now: float) -> None:
-        """Set how long the connection may last, in seconds (None: for ever)."""
-        self.expires_at = NEVER if lifetime is None else now + lifetime
-        if self.phase is Phase.CONNECTED:  # or else the connect reply will tell
-            self._actions.send(codec.refresh_push(_seconds_left(self.expires_at, now)))
-
-    def closed(self) -> None:
-        """The connection ended, whoever ended it: leave everything."""
-        self.phase = Phase.CLOSED
-        self._waiting = None
-        for subscription in list(self.subscriptions.values()):
-            self._remove(subscription)
-
-    # --- publish, presence, history, rpc ----------------------------------------------------------
-
-    def _publish(self, command_id: int, command: Command, now: float) -> None:
-        request = command.publish
-        assert request is not None, "dispatched by its presence"
-        options = self._allow(Operation.PUBLISH, request.channel)
-        if options is None:
-            return
-        data = bytes(request.data)
-        error = options if isinstance(options, ErrorCode) else None
-        if error is None and request.type:
-            error = NOT_AVAILABLE
-        if error is None and (
-            not data
-            or len(request.idempotency_key) > IDEMPOTENCY_KEY_LENGTH_MAX
-            or "\0" in request.idempotency_key
-            or is_unfit_for_others(data)
-        ):
-            error = BAD_REQUEST
-        if error is not None or isinstance(options, ErrorCode):
-            self._fail(command_id, "publish", error or BAD_REQUEST)
-            return
-        if self._begin(command_id, "publish"):
-            self._actions.publish(
-                command_id,
-                Publishing(
-                    request.channel,
-                    options,
-                    data,
-                    self.client_info(request.channel),
-                    None,
-                    request.idempotency_key,
-                    request.ephemeral,
-                ),
-            )
-
-    def published(self, command_id: int, outcome: Published | ErrorCode) -> None:
-        """The answer to `Actions.publish`."""
-        if isinstance(outcome, ErrorCode):
-            self.answer(command_id, "publish", outcome)
-        else:
-            self.answer(
-                command_id,
-                "publish",
-                codec.publish_result(outcome.offset, outcome.epoch, outcome.duplicate),
-            )
-
-    def _presence(self, command_id: int, command: Command, now: float) -> None:
-        assert command.presence is not None, "dispatched by its presence"
-        self._read_presence(command_id, command.presence.channel, "presence")
-
-    def _presence_stats(self, command_id: int, command: Command, now: float) -> None:
-        assert command.presence_stats is not None, "dispatched by its presence"
-        self._read_presence(command_id, command.presence_stats.channel, "presence_stats")
-
-    def _read_presence(self, command_id: int, channel: str, method: Method) -> None:
-        options = self._allow(Operation.PRESENCE, channel)
-        if options is None:
-            return
-        if isinstance(options, ErrorCode):
-            self._fail(command_id, method, options)
-        elif not options.presence:
-            self._fail(command_id, method, NOT_AVAILABLE)
-        elif self._begin(command_id, method):
-            self._actions.presence(command_id, channel, method == "presence_stats")
-
-    def _history(self, command_id: int, command: Command, now: float) -> None:
-        request = command.history
-        assert request is not None, "dispatched by its presence"
-        options = self._allow(Operation.HISTORY, request.channel)
-        if options is None:
-            return
-        if isinstance(options, ErrorCode):
-            self._fail(command_id, "history", options)
-        elif not options.keeps_history:
-            self._fail(command_id, "history", NOT_AVAILABLE)
-        elif self._begin(command_id, "history"):
-            limit = request.limit
-            if limit < 0 or limit > HISTORY_LIMIT_MAX:
-                limit = HISTORY_LIMIT_MAX
-            self._actions.history(
-                command_id, request.channel, options, limit, request.since, request.reverse
-            )
-
-    def _rpc(self, command_id: int, command: Command, now: float) -> None:
-        assert command.rpc is not None, "dispatched by its presence"
-        if self._begin(command_id, "rpc"):
-            self._actions.call(command_id, command.rpc.method, bytes(command.rpc.data))
-
-    def _send(self, command_id: int, command: Command, now: float) -> None:
-        self._close(UNAVAILABLE, "no handler takes messages sent without an id")
-
-    def _ping(self, command_id: int, command: Command, now: float) -> None:
-        self._actions.send(codec.reply(command_id, "ping"))
-
-    def _allow(self, operation: Operation, channel: str) -> ChannelOptions | ErrorCode | None:
-        """The channel's options if the operation is allowed there; None when it cost the link."""
-        if not channel:
-            self._close(BAD_PROTOCOL, f"{operation.value} without a channel")
-            return None
-        rules = self._rules.channels
-        options = rules.resolve(channel)
-        if isinstance(options, ErrorCode):
-            return options
-        subscribed = channel in self.subscriptions
-        if not rules.may(operation, options, self.user, subscribed):
-            return PERMISSION_DENIED
-        return options
-
-    def _begin(self, command_id: int, method: Method) -> bool:
-        """Count a command that will be answered later; refuse it when too many wait."""
-        weight = _WEIGHTS.get(method, 1)
-        if self._in_flight + weight > IN_FLIGHT_MAX:
-            self._fail(command_id, method, TOO_MANY_REQUESTS)
-            return False
-        self._in_flight += weight
-        return True
-
-    def _end(self, method: Method) -> None:
-        self._in_flight -= _WEIGHTS.get(method, 1)
-
-    def answer(self, command_id: int, method: Method, outcome: bytes | ErrorCode) -> None:
-        """The result of a command that had to wait."""
-        self._end(method)
-        if self.phase is Phase.CLOSED:
-            return
-        if isinstance(outcome, ErrorCode):
-            self._fail(command_id, method, outcome)
-        else:
-            self._actions.send(codec.reply(command_id, method, outcome))
-
-    def client_info(self, channel: str) -> bytes:
-        """This client's ClientInfo as others see it in a channel."""
-        subscription = self.subscriptions.get(channel)
-        if subscription is not None and subscription.chan_info:
-            return codec.client_info(self.user, self.id, self.info, subscription.chan_info)
-        if not self._info_json:
-            self._info_json = codec.client_info(self.user, self.id, self.info)
-        return self._info_json
 
     # --- token refresh ----------------------------------------------------------------------------
 
@@ -788,45 +325,15 @@ class Client:
             self.info = grant.claims.info
             self._info_json = b""
         result = codec.refresh_result(
-            self.id, self._rules.version, _seconds_left(self.expires_at, now)
+            self.id, self._rules.version, seconds_left(self.expires_at, now)
         )
         self._actions.send(codec.reply(command_id, "refresh", result))
 
-    def _sub_refresh(self, command_id: int, command: Command, now: float) -> None:
-        request = command.sub_refresh
-        assert request is not None, "dispatched by its presence"
-        if not request.channel:
-            self._close(BAD_PROTOCOL, "sub_refresh without a channel")
-            return
-        subscription = self.subscriptions.get(request.channel)
-        if subscription is None or subscription.state is not SubscriptionState.LIVE:
-            self._fail(command_id, "sub_refresh", PERMISSION_DENIED)
-            return
-        if not request.token:
-            self._fail(command_id, "sub_refresh", BAD_REQUEST)
-            return
-
-        def answer(grant: SubscribeGrant | TokenError, now: float) -> None:
-            self._end("sub_refresh")
-            if self.phase is not Phase.CONNECTED:
-                return
-            if self.subscriptions.get(subscription.channel) is not subscription:
-                self._fail(command_id, "sub_refresh", PERMISSION_DENIED)  # unsubscribed meanwhile
-            elif isinstance(grant, TokenExpired | KeyMissing):
-                self._fail(command_id, "sub_refresh", _refusal(grant))
-            elif isinstance(grant, TokenError):
-                self._close(INVALID_TOKEN, str(grant))
-            elif not self._token_fits(grant.claims, subscription.channel):
-                self._close(INVALID_TOKEN, "a subscription token of another channel or client")
-            elif not self._hold(subscription, grant, now):
-                self._fail(command_id, "sub_refresh", EXPIRED)
-            else:
-                ttl = _seconds_left(subscription.expires_at, now)
-                result = codec.sub_refresh_result(ttl)
-                self._actions.send(codec.reply(command_id, "sub_refresh", result))
-
-        if self._begin(command_id, "sub_refresh"):
-            self._actions.verify_subscribe(request.token, answer)
+    def refresh_by_server(self, lifetime: float | None, now: float) -> None:
+        """Set how long the connection may last, in seconds (None: for ever)."""
+        self.expires_at = NEVER if lifetime is None else now + lifetime
+        if self.phase is Phase.CONNECTED:  # or else the connect reply will tell
+            self._actions.send(codec.refresh_push(seconds_left(self.expires_at, now)))
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -871,29 +378,6 @@ class Client:
             self._ping_at = now + self._rules.ping_interval
             self._pong_by = now + self._rules.pong_timeout
             self._actions.ping()
-
-    # --- output -----------------------------------------------------------------------------------
-
-    def _fail(self, command_id: int, method: Method, error: ErrorCode) -> None:
-        self._actions.error_seen(method, error)
-        self._actions.send(codec.error_reply(command_id, error))
-
-    def _close(self, disconnect: Disconnect, detail: str) -> None:
-        self.closed()
-        self._actions.close(disconnect, detail)
-
-
-def _refusal(error: TokenError) -> ErrorCode:
-    """The error reply for a subscription token that can't be honoured."""
-    if isinstance(error, TokenExpired):
-        return TOKEN_EXPIRED
-    # A key that can't be had right now says nothing about the token: the client tries again.
-    return INTERNAL if isinstance(error, KeyMissing) else PERMISSION_DENIED
-
-
-def _seconds_left(deadline: float, now: float) -> int | None:
-    """Whole seconds until a deadline, at least one; None when there is none."""
-    return None if deadline == NEVER else max(1, int(deadline - now))
 
 
 def _second_connect(client: Client, command_id: int, command: Command, now: float) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.protocol.actions import Published
 from gateway.protocol.channels import ChannelOptions
-from gateway.protocol.client import IN_FLIGHT_MAX
+from gateway.protocol.client_base import IN_FLIGHT_MAX
 from gateway.protocol.codec import Method, StreamPosition
 from gateway.protocol.codes import BAD_PROTOCOL, INTERNAL, METHOD_NOT_FOUND, UNAVAILABLE
 from tests.support.recording import (

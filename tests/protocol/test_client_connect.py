@@ -13,7 +13,7 @@ from gateway.protocol.claims import (
     TokenExpired,
     TokenInvalid,
 )
-from gateway.protocol.client import Phase
+from gateway.protocol.client_base import Phase
 from gateway.protocol.codec import StreamPosition
 from gateway.protocol.codes import (
     BAD_PROTOCOL,

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.protocol.client import Phase
+from gateway.protocol.client_base import Phase
 from gateway.protocol.codec import METHODS
 from gateway.protocol.codes import DISCONNECTS, ERRORS
 from tests.support.fuzzing import REPEATABLE

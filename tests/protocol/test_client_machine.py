@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from gateway.protocol import client as client_module
+from gateway.protocol import client_base
 from gateway.protocol.actions import Published
 from gateway.protocol.claims import (
     KeyMissing,
@@ -24,7 +25,7 @@ from gateway.protocol.claims import (
     TokenExpired,
     TokenInvalid,
 )
-from gateway.protocol.client import Phase
+from gateway.protocol.client_base import Phase
 from gateway.protocol.codec import StreamPosition
 from gateway.protocol.codes import (
     INTERNAL,
@@ -107,8 +108,9 @@ class ClientMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(client_module, "IN_FLIGHT_MAX", IN_FLIGHT_MAX)
-        self._patch.setattr(client_module, "_WEIGHTS", WEIGHTS)
+        for module in (client_module, client_base):
+            self._patch.setattr(module, "IN_FLIGHT_MAX", IN_FLIGHT_MAX)
+        self._patch.setattr(client_base, "_WEIGHTS", WEIGHTS)
         self.world = World(
             make_rules(channels_max=CHANNELS_MAX, commands_per_second=1.0, commands_burst=40.0),
             at_once=False,

@@ -7,7 +7,8 @@ import pytest
 
 from gateway.protocol import codes
 from gateway.protocol.claims import TokenExpired
-from gateway.protocol.client import IN_FLIGHT_MAX, WAITING_MAX, Phase
+from gateway.protocol.client import WAITING_MAX
+from gateway.protocol.client_base import IN_FLIGHT_MAX, Phase
 from gateway.protocol.codec import METHODS
 from gateway.protocol.codes import BAD_PROTOCOL, TOO_MANY, UNAVAILABLE, Disconnect
 from tests.support.recording import World, connect_grant

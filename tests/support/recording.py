@@ -19,7 +19,8 @@ from gateway.protocol.actions import (
 )
 from gateway.protocol.channels import ChannelOptions, Namespaces
 from gateway.protocol.claims import ConnectClaims, SubscribeClaims, TokenError, TokenInvalid
-from gateway.protocol.client import Client, Phase
+from gateway.protocol.client import Client
+from gateway.protocol.client_base import Phase
 from gateway.protocol.codec import Method, StreamPosition
 from gateway.protocol.codes import Disconnect, ErrorCode
 from gateway.protocol.permissions import ChannelRules
