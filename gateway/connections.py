@@ -9,7 +9,7 @@ from typing import Final
 
 from gateway.acceptance import Arrival
 from gateway.connection import Connection, Services
-from gateway.link import ABNORMAL_CLOSURE, Link, Owner
+from gateway.link import ABNORMAL_CLOSURE, Link
 from gateway.newcomer import Newcomer
 from gateway.protocol.backoff import DeclaredBackoff
 from gateway.protocol.codes import (
@@ -114,11 +114,10 @@ class ConnectionManager:
             newcomer.close(INAPPROPRIATE_PROTOCOL)
         return link
 
-    def begin_stock(self, link: Link, address: str, native_ping: bool) -> Owner:
+    def begin_stock(self, link: Link, address: str, native_ping: bool) -> None:
         """See `newcomer.Host`."""
         connection = Connection(self._services, self, link, _client_id(), address, native_ping)
         self._connections[connection.client.id] = connection
-        return connection
 
     def begin_session(
         self, link: Link, address: str, backoff: DeclaredBackoff

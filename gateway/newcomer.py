@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from gateway.acceptance import Arrival
 from gateway.connection import Services
 from gateway.departed import Sockets
-from gateway.link import Link, Owner
+from gateway.link import Link
 from gateway.protocol import session_frames
 from gateway.protocol.backoff import DeclaredBackoff
 from gateway.protocol.codes import (
@@ -45,7 +45,7 @@ _RESUME_PREFIX: Final = '{"session":{"resume"'
 class Host(Sockets, Protocol):
     """Who turns newcomers into connections."""
 
-    def begin_stock(self, link: Link, address: str, native_ping: bool) -> Owner:
+    def begin_stock(self, link: Link, address: str, native_ping: bool) -> None:
         """A client without a session."""
 
     def begin_session(
@@ -116,77 +116,79 @@ class Newcomer:
 
     def _receive_first(self) -> None:
         """The first message's turn has come."""
-        waiting, self._waiting = self._waiting or [], None
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or self._link.closing:
+            return
         self._read_on()
-        owner: Owner = self
-        for number, text in enumerate(waiting):
-            if self._link.closing:
-                return
-            if number:
-                owner.text_received(text)
-            else:
-                owner = self._settle(text)
+        self._settle(waiting[0])
+        for text in waiting[1:]:
+            self._link.pass_on(text)  # to whoever speaks now
 
     def _read_on(self) -> None:
         if self._held:
             self._held = False
-            self._link.transport.resume_reading()
+            if not self._link.paused:
+                self._link.transport.resume_reading()
 
-    def _settle(self, text: str) -> Owner:
-        """Become what the message says, and let that have the message. Returns who speaks now."""
+    def _settle(self, text: str) -> None:
+        """Become what the message says, and let that have the message."""
         if not session_frames.is_session_frame(text):
-            if not self._admit(Arrival.CONNECT, None):
-                return self
-            owner = self._host.begin_stock(self._link, self._address, self._native_ping)
-            owner.text_received(text)
-            return owner
+            if self._admit(Arrival.CONNECT, None):
+                self._host.begin_stock(self._link, self._address, self._native_ping)
+                self._link.pass_on(text)
+            return
         try:
             frame = session_frames.decode_client_frame(text)
         except MalformedSessionFrame as error:
-            return self._refuse(str(error))
+            self._refuse(str(error))
+            return
         if isinstance(frame, Open):
-            return self._open(frame)
-        if isinstance(frame, Resume):
-            return self._resume(frame)
-        return self._refuse("the first session frame must be open or resume")
+            self._open(frame)
+        elif isinstance(frame, Resume):
+            self._resume(frame)
+        else:
+            self._refuse("the first session frame must be open or resume")
 
-    def _open(self, frame: Open) -> Owner:
+    def _open(self, frame: Open) -> None:
         if not self._admit(Arrival.CONNECT, None):
-            return self
+            return
         backoff = _in_seconds(frame.backoff)
         connection = self._host.begin_session(self._link, self._address, backoff)
         if connection is None:
             self._close_with_slot()
-            return self
-        connection.open()
-        return connection
+        else:
+            connection.open()
 
-    def _resume(self, frame: Resume) -> Owner:
+    def _resume(self, frame: Resume) -> None:
         found = self._host.find_session(frame.token)
         if isinstance(found, Gone):
             # Whoever has no session any more is about to open one, which is a whole connect.
-            return self._say_gone(found) if self._admit(Arrival.CONNECT, None) else self
+            if self._admit(Arrival.CONNECT, None):
+                self._say_gone(found)
+            return
         if not self._admit(Arrival.RESUME, found):
-            return self
+            return
         link = self._link
         try:
             gone = found.resume(link, self._address, Resumption(frame.received, frame.attempt))
         except SessionViolation as error:
             instruments.SESSION_VIOLATIONS.inc()
-            return self._refuse(str(error))
+            self._refuse(str(error))
+            return
         if gone is not None:
-            return self._say_gone(gone)
+            self._say_gone(gone)
+            return
         _RESUMED.inc()
-        self._host.settled(link, self._address)
-        return found
+        if found.registered:  # or else this is a socket of somebody unknown, like any other
+            self._host.settled(link, self._address)
 
-    def _say_gone(self, reason: Gone) -> Owner:
+    def _say_gone(self, reason: Gone) -> None:
         instruments.SESSION_RESUMES.labels(reason.value).inc()
         self._vain += 1
         if self._vain > VAIN_RESUMES_MAX:
-            return self._refuse("one vain resume after the other")
-        self._link.send(session_frames.gone(reason))
-        return self
+            self._refuse("one vain resume after the other")
+        else:
+            self._link.send(session_frames.gone(reason))
 
     def _admit(self, kind: Arrival, session: SessionConnection | None) -> bool:
         """Whether there is capacity now; if not, close with the moment at which there will be."""
@@ -208,10 +210,9 @@ class Newcomer:
         retry = services.acceptance.slot_for_close(services.loop.time())
         self._link.close(TOO_MANY, int(retry * 1000))
 
-    def _refuse(self, detail: str) -> Owner:
+    def _refuse(self, detail: str) -> None:
         logger.debug("closing a newcomer", extra={"detail": detail})
         self.close(BAD_PROTOCOL)
-        return self
 
     def close(self, disconnect: Disconnect, retry_ms: int | None = None) -> None:
         """End it."""
@@ -225,16 +226,21 @@ class Newcomer:
         """See `link.Owner`."""
 
     def writing_paused(self) -> None:
-        """See `link.Owner`: it is sent a few short frames at most."""
+        """Read nothing either: answers to native pings pile up for who doesn't read them."""
+        if not self._link.closing:
+            self._link.transport.pause_reading()
 
     def writing_resumed(self) -> None:
         """See `link.Owner`."""
+        if not self._held:
+            self._link.transport.resume_reading()
 
     def link_closing(self) -> None:
         """See `link.Owner`."""
         services = self._services
         if not self._link.lost:
-            self._read_on()  # or its answer would never be seen
+            self._held = False
+            self._link.transport.resume_reading()  # or its answer would never be seen
             self._link.close_due = services.loop.time() + services.close_timeout
             services.wheel.add(self)
 
