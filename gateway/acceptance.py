@@ -120,10 +120,20 @@ class _Mean:
 
 
 class AcceptControl:
-    """Of one node. `observe_lag` is to be called a few times a second, by the wheel's turn."""
+    """Of one node. `observe_lag` is to be called a few times a second, by the wheel's turn.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, rate_max: float = 0.0) -> None:
+    `rate_max` clients a second are the most that is believed in; 0 for what is measured. `clock`
+    measures work; the loop's own stands still during a turn.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        rate_max: float = 0.0,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
         self._loop = loop
+        self._clock = clock
         self._rate_max = rate_max or RATE_MAX
         # (a) A bounded piece of each turn: what waits, and since when.
         self._lines: list[deque[tuple[float, Callable[[], None]]]] = [deque() for _ in Arrival]
@@ -173,12 +183,12 @@ class AcceptControl:
     def _do(self, kind: Arrival, work: Callable[[], None]) -> None:
         before = self._used
         self._admitted = False
-        began = perf_counter()
+        began = self._clock()
         try:
             work()
         finally:
             # Without what was measured inside: an upgrade may have the first message behind it.
-            seconds = perf_counter() - began - (self._used - before)
+            seconds = self._clock() - began - (self._used - before)
             self._used += seconds
             if kind is _UPGRADE:
                 mean = self._means[_UPGRADE]
@@ -197,7 +207,7 @@ class AcceptControl:
             self._turn_began = 0.0
             self._always_waiting = False
             return
-        now = perf_counter()
+        now = self._clock()
         if self._turn_began:
             self._brake_if_late(now - self._turn_began)
         self._turn_began = now
@@ -311,7 +321,7 @@ class AcceptControl:
             return None
         _REFUSED[kind].inc()
         _HANDED_OUT.inc()
-        return ceil((verdict.slot - now) * 1000)
+        return round((verdict.slot - now) * 1000)
 
     def slot_for_close(
         self,
