@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 from aiohttp import web
@@ -24,7 +24,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from multidict import CIMultiDict, MultiMapping
 
 from gateway.acceptance import QUEUE_MAX, AcceptControl, Arrival
-from gateway.connections import ConnectionManager
+from gateway.link import Link
 from gateway.protocol.handshake import Accepted, OriginPolicy, Refused, negotiate
 from gateway.wheel import Wheel
 from metrics import instruments
@@ -41,12 +41,22 @@ _REQUEST_PREFIX: Final = b"GET " + WEBSOCKET_PATH.encode()
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
 
+class Host(Protocol):
+    """Who takes in whom the gate lets through: `connections.ConnectionManager`."""
+
+    def refusal(self, address: str) -> Refused | None:
+        """Why there is no room for one more from this address."""
+
+    def accept(self, transport: asyncio.Transport, accepted: Accepted, address: str) -> Link:
+        """Answer a granted upgrade and give the transport a link."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reception:
     """What the gate needs to receive a connection."""
 
     loop: asyncio.AbstractEventLoop
-    manager: ConnectionManager
+    manager: Host
     acceptance: AcceptControl
     wheel: Wheel
     http: Callable[[], asyncio.Protocol]  # makes aiohttp's protocol for one connection

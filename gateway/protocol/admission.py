@@ -186,6 +186,7 @@ class Verdict:
 
 
 _RECEIVED: Final = {standing: Verdict(standing) for standing in Standing}
+_ORDINARY: Final = _RECEIVED[Standing.WITHOUT]
 
 
 class Admissions:
@@ -224,6 +225,8 @@ class Admissions:
         is_its_own = slot is not None
         if slot is None:
             slot = self.promised.take(address, now)
+            if slot is None and waited <= WAIT_MAX and self._newcomers.take(now):
+                return _ORDINARY
         came = standing(slot, now)
         if came is Standing.DUE:
             self._newcomers.owe(now)
@@ -231,7 +234,7 @@ class Admissions:
             # Not before those have had their turn who wait now.
             return Verdict(came, self._refuse(address, now, waited, resumes=False))
         elif came is Standing.EARLY and not is_its_own:
-            return _RECEIVED[Standing.WITHOUT]  # who knows whether that slot was told to this one
+            return _ORDINARY  # who knows whether that slot was told to this one
         return _RECEIVED[came]
 
     def resume(self, slot: float | None, now: float) -> Verdict:
