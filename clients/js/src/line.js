@@ -192,7 +192,7 @@ export class Line {
       this.#resumeBy ?? Infinity,
       this.#silentAt ?? Infinity,
       this.#pingAboveAt ?? Infinity,
-      this.#overAt ?? Infinity,
+      this.#endAt ?? Infinity,
     );
   }
 
@@ -209,6 +209,11 @@ export class Line {
   /** Bytes that the server hasn't acknowledged. */
   get unackedBytes() {
     return this.#session.unackedBytes;
+  }
+
+  /** While a candidate is under way it isn't over. */
+  get #endAt() {
+    return this.#candidate === null ? this.#overAt : null;
   }
 
   get #attemptAt() {
@@ -424,15 +429,16 @@ export class Line {
 
   /** @param {number} now */
   tick(now) {
-    if (this.#overAt !== null && now >= this.#overAt && this.#candidate === null) {
-      this.#memory.notBefore = Math.max(this.#memory.notBefore, this.#retryAt ?? 0);
-      this.#end(now, ABNORMAL, "the session has expired");
-    }
     if (this.#candidate !== null && this.#resumeBy !== null && now >= this.#resumeBy) {
       this.#drop(this.#candidate);
       this.#candidateLost(now, closeVerdict(ABNORMAL, "the server did not answer in time"));
     }
     if (this.#serving !== null && this.#silentAt !== null && now >= this.#silentAt) this.#silent(now, this.#silentAt);
+    const endAt = this.#endAt;
+    if (endAt !== null && now >= endAt) {
+      this.#memory.notBefore = Math.max(this.#memory.notBefore, this.#retryAt ?? 0);
+      this.#end(now, ABNORMAL, "the session has expired");
+    }
     const attemptAt = this.#attemptAt;
     if (attemptAt !== null && now >= attemptAt) this.#attempt(now);
     if (this.#pingAboveAt !== null && now >= this.#pingAboveAt) this.#pingAbove(now);
@@ -556,6 +562,8 @@ export class Line {
     if (reason === "fenced" && this.#unanswered > 0) {
       // By a request of our own: its answer is under way to the candidate, or was given up.
       if (this.#candidate === null) this.#unanswered -= 1;
+      // The server compares the next attempt with that one.
+      this.#steadySince = null;
       this.#drop(socket);
       this.socketClosed(socket, now, ABNORMAL, "evicted");
       return;

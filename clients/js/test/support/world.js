@@ -118,7 +118,7 @@ class Link {
   #toClient(happening, last = false) {
     if (!this.heard.down) return;
     if (last) this.hushed();
-    this.world.happen(happening);
+    if (!this.world.asleep) this.world.happen(happening);
   }
 }
 
@@ -132,6 +132,8 @@ export class World {
   /** The longest time that the layer above has heard nothing while it was open. */
   silenceMax = 0;
   #told = 0;
+  /** Sockets of earlier lines. */
+  #former = 0;
   isOpen = false;
   memory = emptyMemory();
   /** @type {Link[]} */
@@ -144,6 +146,20 @@ export class World {
   held = new Set();
   /** How often there were two sockets at once. */
   overlaps = 0;
+  /** Everything that the client has sent, session frames too. @type {string[]} */
+  told = [];
+  /** The states that the line went through. @type {string[]} */
+  states = [];
+  /** Whether each socket was opened without a session. @type {boolean[]} */
+  plain = [];
+  /** Sockets left to the next line. @type {number[]} */
+  parked = [];
+  /** Pings that the layer above has heard. */
+  pings = 0;
+  /** How often it was told that it is open. */
+  opens = 0;
+  /** While it is, nothing reaches the line, not even time. */
+  asleep = false;
 
   /**
    * @param {object} options
@@ -154,8 +170,23 @@ export class World {
    */
   constructor({ random, delay = () => 10, server = {}, unackedBytesMax = 2 ** 20 }) {
     this.delay = delay;
+    this.random = random;
+    this.unackedBytesMax = unackedBytesMax;
     this.server = new SessionServer({ onPayload: (_, text) => this.atServer.push(text), ...server });
-    this.line = new Line({ backoff: BACKOFF, unackedBytesMax, random, memory: this.memory });
+    this.line = this.#newLine();
+  }
+
+  /** Another line, after the former was closed. */
+  renew() {
+    this.line = this.#newLine();
+    this.closed = null;
+    this.isOpen = false;
+  }
+
+  #newLine() {
+    const { unackedBytesMax, random, memory } = this;
+    this.#former = this.links.length;
+    return new Line({ backoff: BACKOFF, unackedBytesMax, random, memory });
   }
 
   get session() {
@@ -165,6 +196,7 @@ export class World {
   /** @param {(line: Line, now: number) => void} happening */
   happen(happening) {
     happening(this.line, this.now);
+    this.#look();
     for (let actions = this.line.take(); actions.length > 0; actions = this.line.take()) {
       for (const action of actions) this.#perform(action);
     }
@@ -172,31 +204,43 @@ export class World {
     if (this.held.size > 1) this.overlaps += 1;
   }
 
+  #look() {
+    if (this.states.at(-1) !== this.line.state) this.states.push(this.line.state);
+  }
+
   /** @param {import("../../src/line.js").Action} action */
   #perform(action) {
     switch (action.type) {
       case "connect":
         this.connects.push(this.now);
+        this.plain.push(action.plain);
         this.held.add(action.socket);
         this.#connect(action.socket);
         break;
       case "send":
+        this.told.push(action.data);
         this.link(action.socket).send(action.data);
         break;
       case "drop":
       case "park":
+        if (action.type === "park") this.parked.push(action.socket);
         this.held.delete(action.socket);
         this.link(action.socket).drop(action.type === "drop" ? action.code : 1000);
         break;
       case "open":
         this.isOpen = true;
+        this.opens += 1;
         this.#told = this.now;
         break;
       case "message":
         this.silenceMax = Math.max(this.silenceMax, this.now - this.#told);
         this.#told = this.now;
-        if (action.data !== "{}") this.atClient.push(action.data);
-        else this.happen((line, now) => line.send("{}", now)); // as the SDK answers
+        if (action.data !== "{}") {
+          this.atClient.push(action.data);
+        } else {
+          this.pings += 1;
+          this.happen((line, now) => line.send("{}", now)); // as the SDK answers
+        }
         break;
       case "close":
         if (this.closed) throw new Error("closed twice");
@@ -207,14 +251,14 @@ export class World {
 
   /** @param {number} id */
   link(id) {
-    const link = this.links[id - 1];
+    const link = this.links[this.#former + id - 1];
     if (!link) throw new Error(`no socket ${id}`);
     return link;
   }
 
   /** The newest socket. */
   get last() {
-    return this.link(this.links.length);
+    return this.link(this.links.length - this.#former);
   }
 
   /** @param {number} id */
@@ -255,14 +299,20 @@ export class World {
     const until = this.now + duration;
     for (;;) {
       const link = this.links.reduce((a, b) => (b.due < a.due ? b : a), /** @type {any} */ ({ due: Infinity }));
-      const next = Math.min(link.due, this.line.deadline, this.server.deadline);
+      const awakeAt = this.asleep ? Infinity : this.line.deadline;
+      const next = Math.min(link.due, awakeAt, this.server.deadline);
       if (next > until) break;
       this.now = Math.max(this.now, next);
       if (link.due <= this.now) link.deliver();
-      else if (this.line.deadline <= this.now) this.happen((line, now) => line.tick(now));
+      else if (awakeAt <= this.now) this.#tick();
       else this.server.tick(this.now);
     }
     this.now = until;
+  }
+
+  #tick() {
+    this.happen((line, now) => line.tick(now));
+    if (this.line.deadline <= this.now) throw new Error("the same deadline again: it would be busy for nothing");
   }
 
   /** With a session on a socket, after the first answer. */
