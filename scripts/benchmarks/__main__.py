@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from scripts.benchmarks import report, stages
+from scripts.benchmarks import report, session_stages, stages
 from scripts.benchmarks.arena import Arena, Cores, arena
 from scripts.benchmarks.children import ROOT, BenchmarkFailed
 from scripts.benchmarks.plan import DEFAULT, QUICK, Plan, Stage
@@ -25,7 +25,8 @@ _RESULTS = ROOT / "bench-results"
 # Descriptors that a server or a load process needs besides one per client.
 _SPARE_DESCRIPTORS = 200
 
-Measure = Callable[[Arena], Awaitable[list[Row]]]
+Measure = Callable[[Path, Cores], Awaitable[list[Row]]]
+InArena = Callable[[Arena], Awaitable[list[Row]]]
 
 
 def main() -> int:
@@ -59,15 +60,39 @@ async def _run(plan: Plan, wanted: Collection[Stage], folder: Path) -> list[Row]
     cores = Cores.of_this_machine()
     for title, measure in _stages(plan, wanted, folder):
         _say(title)
-        # Servers of its own, so that no stage inherits another's heap or sockets.
-        async with arena(folder, cores) as servers:
-            found = await measure(servers)
-            others = servers.others_busy()
-        rows.extend(dataclasses.replace(row, others_busy=others) for row in found)
+        rows.extend(await measure(folder, cores))
     return rows
 
 
+def _with_arena(measure: InArena) -> Measure:
+    """Servers of its own, so that no stage inherits another's heap or sockets."""
+
+    async def run(folder: Path, cores: Cores) -> list[Row]:
+        async with arena(folder, cores) as servers:
+            found = await measure(servers)
+            others = servers.others_busy()
+        return [dataclasses.replace(row, others_busy=others) for row in found]
+
+    return run
+
+
 def _stages(plan: Plan, wanted: Collection[Stage], folder: Path) -> Iterator[tuple[str, Measure]]:
+    for title, measure in _arena_stages(plan, wanted, folder):
+        yield title, _with_arena(measure)
+    if Stage.DETACHED in wanted:
+        title = f"{plan.crowd:,} detached sessions"
+        yield title, lambda folder, cores: session_stages.detached(folder, cores, plan)
+    if Stage.IDLE in wanted:
+        title = f"{plan.crowd:,} idle sessions"
+        yield title, lambda folder, cores: session_stages.idle(folder, cores, plan)
+    if Stage.STORM in wanted:
+        title = f"{plan.storm_clients:,} clients come back at once"
+        yield title, lambda folder, cores: session_stages.storms(folder, cores, plan)
+
+
+def _arena_stages(
+    plan: Plan, wanted: Collection[Stage], folder: Path
+) -> Iterator[tuple[str, InArena]]:
     if {Stage.MEMORY, Stage.FANOUT} & set(wanted):
         title = f"{plan.crowd:,} clients: memory, fan-out"
         yield title, lambda servers: stages.crowd(servers, plan, wanted)
@@ -80,6 +105,8 @@ def _stages(plan: Plan, wanted: Collection[Stage], folder: Path) -> Iterator[tup
         yield "durable publishes", lambda servers: stages.durable(servers, plan, folder)
     if Stage.LATENCY in wanted:
         yield "latency under load", lambda servers: stages.latency(servers, plan)
+    if Stage.RESUME in wanted:
+        yield "resumes", lambda servers: session_stages.resume(servers, plan)
 
 
 def _arguments() -> argparse.Namespace:
@@ -87,7 +114,7 @@ def _arguments() -> argparse.Namespace:
         prog="scripts/bench",
         description="Measure the gateway against a baseline run beside it.",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer repeats: within 45 seconds")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats: within two minutes")
     parser.add_argument(
         "--only",
         type=_stage_names,
@@ -116,7 +143,7 @@ def _fitted(plan: Plan) -> Plan:
         return plan
     crowd = hard - _SPARE_DESCRIPTORS
     _say(f"only {hard:,} open files are allowed: measuring {crowd:,} clients, not {plan.crowd:,}")
-    return dataclasses.replace(plan, crowd=crowd)
+    return dataclasses.replace(plan, crowd=crowd, storm_clients=min(plan.storm_clients, crowd))
 
 
 def _say(line: str) -> None:

@@ -25,7 +25,7 @@ KEPT = "kept"
 
 # Pings would be bytes that no publication accounts for, so none comes within a run. Rates are
 # limits on clients, which is not what is measured here.
-_SETTINGS = """\
+SETTINGS = """\
 ping_interval = 3600.0
 commands_per_second = 1000000
 commands_burst = 1000000
@@ -104,7 +104,7 @@ async def arena(folder: Path, cores: Cores) -> AsyncIterator[Arena]:
     """
     began, busy_before = time.monotonic(), procfs.machine_busy_seconds()
     async with (
-        gateway(folder, _SETTINGS, cores.server) as server,
+        gateway(folder, SETTINGS, cores.server) as server,
         _bare(cores) as (bare_pid, bare_port),
         LoadProcess.start(Target(server.port, server.pid, server.secret), cores.load) as ours,
         LoadProcess.start(Target(bare_port, bare_pid), cores.load) as theirs,

@@ -15,6 +15,8 @@ import msgspec
 from scripts.benchmarks import procfs
 from scripts.benchmarks.messages import (
     Answer,
+    Attach,
+    Detach,
     Dismiss,
     Dismissed,
     Failed,
@@ -24,6 +26,7 @@ from scripts.benchmarks.messages import (
     Gathered,
     Pace,
     Paced,
+    Resume,
     Rounded,
     Rounds,
     Target,
@@ -131,6 +134,18 @@ class LoadProcess(Worker):
     async def dismiss(self) -> None:
         """Closes them."""
         await self.ask(Dismiss(), Dismissed)
+
+    async def attach(self, request: Attach) -> Gathered:
+        """Opens clients with sessions."""
+        return await self.ask(request, Gathered)
+
+    async def detach(self, request: Detach) -> None:
+        """Breaks their lines."""
+        await self.ask(request, Dismissed)
+
+    async def resume(self, request: Resume) -> Gathered:
+        """Has them come back."""
+        return await self.ask(request, Gathered)
 
     async def rounds(self, request: Rounds) -> Rounded:
         """Publishes round by round."""

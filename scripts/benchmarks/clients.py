@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from scripts.benchmarks import payloads, wire
-from scripts.benchmarks.dialects import Step
+from scripts.benchmarks.dialects import SessionTicket, Step
 
 # Everything is read into this one buffer: a loop runs one callback at a time, and each client is
 # done with the bytes, or has copied them, before it returns.
@@ -260,6 +260,19 @@ class Publisher(Client):
             raise self.failure
         if self.closed:
             raise ConnectionFailed("a publisher's connection ended")
+
+
+class Bystander(Client):
+    """A client with a session that takes no notice of what comes: nothing, in these stages."""
+
+    __slots__ = ("ticket",)
+
+    def __init__(self, ticket: SessionTicket) -> None:
+        super().__init__()
+        self.ticket = ticket
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Nothing is done with it."""
 
 
 def reply_ids(frame: bytes) -> list[int]:

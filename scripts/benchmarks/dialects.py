@@ -7,9 +7,14 @@ from typing import Protocol
 
 import jwt
 
+from gateway.protocol import session_frames
 from scripts.benchmarks import wire
 
 _TOKEN_LIFETIME = 3600
+# So many attempts that sessions are kept for as long as the server keeps any.
+_LONG_BACKOFF = session_frames.BackoffDeclaration(attempts=100)
+_SESSION = session_frames.PREFIX.encode()
+_RESUMED = b'{"session":{"resumed":'
 
 
 class Refused(Exception):
@@ -47,19 +52,19 @@ class GatewayDialect:
     """WebSocket, JSON commands, a signed token per connection."""
 
     def __init__(self, port: int, secret: str) -> None:
-        self._upgrade = Step(wire.upgrade_request(port), _is_upgraded)
+        self.upgrade = Step(wire.upgrade_request(port), _is_upgraded)
         self._secret = secret
 
     def subscriber(self, number: int, channel: str) -> Sequence[Step]:
         """Upgrade, then connect and subscribe in the first frame, as SDKs do."""
         commands = (self._connect(number), wire.subscribe_command(channel))
-        return self._upgrade, Step(wire.joined(commands), _answers(b'"subscribe":'))
+        return self.upgrade, Step(wire.joined(commands), _answers(b'"subscribe":'))
 
     def publisher(self, number: int, channel: str, *, by_send: bool) -> Sequence[Step]:
         """Upgrade and connect; `channel` is named by each publish."""
         if by_send:
             raise AssertionError("only the baseline can be told to use bare system calls")
-        return self._upgrade, Step(wire.joined([self._connect(number)]), _answers(b'"connect":'))
+        return self.upgrade, Step(wire.joined([self._connect(number)]), _answers(b'"connect":'))
 
     def publish(self, channel: str, items: Sequence[bytes]) -> bytes:
         """One frame with a publish command for each item."""
@@ -71,6 +76,63 @@ class GatewayDialect:
         now = int(time.time())
         claims = {"sub": f"user-{number}", "iat": now, "exp": now + _TOKEN_LIFETIME}
         return wire.connect_command(jwt.encode(claims, self._secret, algorithm="HS256"))
+
+
+class SessionTicket:
+    """What a client must know to come back for its session."""
+
+    __slots__ = ("attempt", "received", "token")
+
+    def __init__(self) -> None:
+        self.token = ""
+        self.received = 0  # payload frames
+        self.attempt = 0
+
+
+class SessionDialect:
+    """The gateway's own clients: a session below the same commands."""
+
+    def __init__(self, gateway: GatewayDialect) -> None:
+        self._gateway = gateway
+        self._open = wire.client_frame(session_frames.open_frame(_LONG_BACKOFF))
+
+    def open(self, number: int, channel: str, ticket: SessionTicket) -> Sequence[Step]:
+        """Upgrade, then open, connect and subscribe at once, as our clients do."""
+        upgrade, greeting = self._gateway.subscriber(number, channel)
+
+        def accepted(received: bytes) -> bool:
+            if not greeting.accepted(received):
+                return False
+            payloads, _ = wire.split_frames(received)
+            for payload in payloads:
+                if payload.startswith(_SESSION):
+                    opened = session_frames.decode_server_frame(payload).opened
+                    ticket.token = opened.token if opened is not None else ticket.token
+                else:
+                    ticket.received += 1
+            if not ticket.token:
+                raise Refused(received)
+            return True
+
+        return upgrade, Step(self._open + greeting.sent, accepted)
+
+    @staticmethod
+    def acknowledge(ticket: SessionTicket) -> bytes:
+        """The bytes that say how much was received."""
+        return wire.client_frame(session_frames.ack(ticket.received))
+
+    def resume(self, ticket: SessionTicket) -> Sequence[Step]:
+        """Upgrade, then go on where the session was."""
+        ticket.attempt += 1
+        frame = session_frames.resume_frame(ticket.token, ticket.received, ticket.attempt)
+
+        def accepted(received: bytes) -> bool:
+            payloads, rest = wire.split_frames(received)
+            if payloads and not payloads[0].startswith(_RESUMED):
+                raise Refused(received)
+            return bool(payloads) and not rest
+
+        return self._gateway.upgrade, Step(wire.client_frame(frame), accepted)
 
 
 class BareDialect:

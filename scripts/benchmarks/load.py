@@ -23,6 +23,7 @@ import uvloop
 
 from scripts.benchmarks import procfs
 from scripts.benchmarks.clients import (
+    Bystander,
     Client,
     ConnectionFailed,
     CountingClient,
@@ -32,11 +33,20 @@ from scripts.benchmarks.clients import (
     Tally,
     TimingClient,
 )
-from scripts.benchmarks.dialects import BareDialect, Dialect, GatewayDialect, Step
+from scripts.benchmarks.dialects import (
+    BareDialect,
+    Dialect,
+    GatewayDialect,
+    SessionDialect,
+    SessionTicket,
+    Step,
+)
 from scripts.benchmarks.figures import distribution
 from scripts.benchmarks.messages import (
     Answer,
+    Attach,
     Cost,
+    Detach,
     Dismiss,
     Dismissed,
     Failed,
@@ -47,6 +57,7 @@ from scripts.benchmarks.messages import (
     Pace,
     Paced,
     Request,
+    Resume,
     Rounded,
     Rounds,
     Target,
@@ -114,9 +125,11 @@ class Load:
     """Carries out requests against one server, one after the other."""
 
     def __init__(self, target: Target) -> None:
-        self._dialect: Dialect = (
-            GatewayDialect(target.port, target.secret) if target.secret else BareDialect()
-        )
+        self._dialect: Dialect = BareDialect()
+        if target.secret:
+            self._dialect = gateway = GatewayDialect(target.port, target.secret)
+            self._sessions = SessionDialect(gateway)
+        self._bystanders: list[Bystander] = []
         self._opener = Opener(target.port)
         self._meter = Meter(target.pid)
         self._audience = Audience(Tally(), [], [], array("q"))
@@ -129,6 +142,12 @@ class Load:
                 return await self._gather(request)
             case Dismiss():
                 return await self._dismiss()
+            case Attach():
+                return await self._attach(request)
+            case Detach():
+                return await self._detach(request)
+            case Resume():
+                return await self._resume(request)
             case Rounds():
                 return await self._rounds(request)
             case Flood():
@@ -167,6 +186,43 @@ class Load:
             raise ConnectionFailed("connections do not close")
         self._audience = Audience(Tally(), [], [], array("q"))
         return Dismissed()
+
+    async def _attach(self, request: Attach) -> Answer:
+        came = [Bystander(SessionTicket()) for _ in range(request.count)]
+        self._bystanders += came
+        greetings = [
+            (self._sessions.open(self._next_user(), request.channel, one.ticket), one)
+            for one in came
+        ]
+        answer = await self._open_sessions(greetings, request.in_flight)
+        for one in came:
+            one.transport.write(self._sessions.acknowledge(one.ticket))
+        await self._meter.settle()
+        return answer
+
+    async def _detach(self, request: Detach) -> Answer:
+        for one in self._bystanders:
+            one.transport.abort()
+        everybody = self._bystanders
+        if not await is_true_within(_CLOSE_TIMEOUT, lambda: all(one.closed for one in everybody)):
+            raise ConnectionFailed("connections do not close")
+        if request.forget:
+            self._bystanders = []
+        await self._meter.settle()
+        return Dismissed()
+
+    async def _resume(self, request: Resume) -> Answer:
+        self._bystanders = came = [Bystander(one.ticket) for one in self._bystanders]
+        greetings = [(self._sessions.resume(one.ticket), one) for one in came]
+        return await self._open_sessions(greetings, request.in_flight)
+
+    async def _open_sessions(
+        self, greetings: Sequence[tuple[Sequence[Step], Bystander]], in_flight: int
+    ) -> Answer:
+        await self._meter.settle()
+        self._meter.start()
+        await self._opener.open_all(greetings, in_flight)
+        return Gathered(self._meter.stop(len(greetings)))
 
     async def _rounds(self, request: Rounds) -> Answer:
         tally, counters = self._audience.tally, self._audience.counters

@@ -30,6 +30,33 @@ class Dismiss(msgspec.Struct, tag=True, frozen=True):
     """Close all subscribers. Answered by Dismissed when their sockets are gone here."""
 
 
+class Attach(msgspec.Struct, tag=True, frozen=True):
+    """Open `count` clients with a session, each subscribed to the channel, and acknowledge all.
+
+    Answered by Gathered; the cost is that of opening.
+    """
+
+    count: int
+    channel: str
+    in_flight: int
+
+
+class Detach(msgspec.Struct, tag=True, frozen=True):
+    """Break the lines of all clients with sessions. Answered by Dismissed when the server is done
+    with that.
+
+    `forget` says that nobody will come back for them.
+    """
+
+    forget: bool = False
+
+
+class Resume(msgspec.Struct, tag=True, frozen=True):
+    """Have all detached clients resume their sessions. Answered by Gathered."""
+
+    in_flight: int
+
+
 class Rounds(msgspec.Struct, tag=True, frozen=True):
     """Publish `rounds` times, each when every subscriber has all of the one before.
 
@@ -75,7 +102,7 @@ class Pace(msgspec.Struct, tag=True, frozen=True):
     seed: int
 
 
-Request = Gather | Dismiss | Rounds | Flood | Pace
+Request = Gather | Dismiss | Attach | Detach | Resume | Rounds | Flood | Pace
 
 
 # Answers, from the load process.
@@ -111,13 +138,13 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class Gathered(msgspec.Struct, tag=True, frozen=True):
-    """All subscribers are there."""
+    """All who were to come are there."""
 
     cost: Cost
 
 
 class Dismissed(msgspec.Struct, tag=True, frozen=True):
-    """All subscribers are gone."""
+    """All who were to go are gone."""
 
 
 class Rounded(msgspec.Struct, tag=True, frozen=True):

@@ -1,7 +1,7 @@
 """How much is measured: every count and every duration of a run, in one place.
 
-A run is bounded by these numbers and by nothing else. The default run takes under four minutes on
-two cores, the quick one under 45 seconds.
+A run is bounded by these numbers and by nothing else. The default run takes under seven minutes on
+two cores, the quick one under two.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,10 @@ class Stage(StrEnum):
     CONNECTS = "connects"
     DURABLE = "durable"
     LATENCY = "latency"
+    RESUME = "resume"
+    DETACHED = "detached"
+    IDLE = "idle"
+    STORM = "storm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,25 @@ class Plan:
     latency_warmup: float = 1.0
     latency_loads: tuple[Pacing, ...] = (Pacing(500, 10, 100), Pacing(50, 1, 1_000))
 
+    detached_group: int = 500
+    """Sessions that have sockets at the same time, before they wait for their clients."""
+
+    detached_warmup: int = 2
+    """Groups before the count begins, so that what the first ones leave in pools isn't counted."""
+
+    ping_interval: float = 25.0
+    """What the idle row is about, and `idle_ping_interval` what is measured: in that time each
+    session is pinged once."""
+
+    idle_ping_interval: float = 25.0
+
+    storm_blows: tuple[str, ...] = ("kill", "term")
+    storm_clients: int = 10_000
+    storm_room: int = 50
+    """Clients in each room."""
+
+    storm_publish_rate: float = 50.0
+
 
 DEFAULT = Plan()
 
@@ -104,4 +127,6 @@ QUICK = Plan(
     latency_seconds=2.0,
     latency_warmup=0.5,
     latency_loads=(Pacing(500, 10, 100),),
+    idle_ping_interval=5.0,
+    storm_clients=2_000,
 )

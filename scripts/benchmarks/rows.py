@@ -11,13 +11,15 @@ class Unit(Enum):
 
     MICROSECONDS = ("µs", 1e6, 2)
     MILLISECONDS = ("ms", 1e3, 2)
+    SECONDS = ("s", 1.0, 2)
     BYTES = ("B", 1.0, 0)
     PER_SECOND = ("/s", 1.0, 0)
+    COUNT = ("", 1.0, 0)
 
     def text(self, value: float) -> str:
         """The value as people read it."""
         suffix, factor, decimals = self.value
-        return f"{value * factor:,.{decimals}f} {suffix}"
+        return f"{value * factor:,.{decimals}f} {suffix}".rstrip()
 
 
 class Verdict(Enum):

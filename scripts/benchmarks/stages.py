@@ -97,11 +97,11 @@ async def audience(arena: Arena, plan: Plan, wanted: Collection[Stage]) -> list[
     costs = await by_turns(plan, plan.repeats, measurements)
     rows = []
     if Stage.FANOUT in wanted:
-        rows.append(_cost_row(f"bare send call, {plan.audience:,} sockets", costs["send"]))
+        rows.append(cost_row(f"bare send call, {plan.audience:,} sockets", costs["send"]))
         rows.append(_fanout_row(plan.audience, costs))
     if Stage.BURST in wanted:
         alone = median(cost.server_cpu_per_unit for cost in costs["bare burst"])
-        row = _cost_row(
+        row = cost_row(
             f"bursts of {plan.burst} to {plan.audience:,}, CPU per delivery",
             costs["gateway burst"],
             costs["bare"],
@@ -129,7 +129,7 @@ async def connects(arena: Arena, plan: Plan) -> list[Row]:
     await by_turns(plan, 1, measurements)
     costs = await by_turns(plan, plan.repeats, measurements)
     ours, theirs = costs["gateway"], costs["bare"]
-    cpu = _cost_row(
+    cpu = cost_row(
         "connect, CPU",
         ours,
         theirs,
@@ -312,7 +312,7 @@ async def _fanout_measurements(
 
 
 def _fanout_row(subscribers: int, costs: Mapping[str, Sequence[Cost]]) -> Row:
-    return _cost_row(
+    return cost_row(
         f"fan-out to {subscribers:,}, CPU per delivery",
         costs["gateway"],
         costs["bare"],
@@ -321,7 +321,7 @@ def _fanout_row(subscribers: int, costs: Mapping[str, Sequence[Cost]]) -> Row:
     )
 
 
-def _cost_row(
+def cost_row(
     name: str,
     costs: Sequence[Cost],
     baseline: Sequence[Cost] = (),
@@ -352,12 +352,12 @@ async def _memory_per_client(side: Side, plan: Plan, channel: str) -> float:
     """Resident bytes that each of the crowd adds to a server that has served a few before."""
     await side.load.gather(Gather(_WARMUP_CLIENTS, [channel], plan.connects_in_flight))
     await side.load.dismiss()
-    before = await _still_resident_bytes(side.pid)
+    before = await still_resident_bytes(side.pid)
     await side.load.gather(Gather(plan.crowd, [channel], plan.connects_in_flight))
-    return (await _still_resident_bytes(side.pid) - before) / plan.crowd
+    return (await still_resident_bytes(side.pid) - before) / plan.crowd
 
 
-async def _still_resident_bytes(pid: int) -> int:
+async def still_resident_bytes(pid: int) -> int:
     """Resident memory once it has stopped changing, or after a bounded time."""
     give_up_at = time.monotonic() + _MEMORY_TIMEOUT
     last = procfs.resident_bytes(pid)
