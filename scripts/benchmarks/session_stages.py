@@ -203,8 +203,8 @@ async def _storm(folder: Path, cores: Cores, plan: Plan, blow: storm.Blow) -> Se
             load_busy=returned.load_busy,
             others_busy=outcome.others_busy,
             note=(
-                f"from ready to the last; the limit is {storm.BOUND_FACTOR} times what the "
-                f"measured capacity of {outcome.capacity:,.0f}/s takes; "
+                f"from when they could come to the last; the limit is {storm.BOUND_FACTOR} times "
+                f"what the measured capacity of {outcome.capacity:,.0f}/s takes; "
                 f"{returned.resumed:,} resumed, {returned.recovered:,} recovered; "
                 f"0 lost and 0 doubled of {audited.deliveries:,} deliveries and "
                 f"{audited.acknowledged:,} publishes; away for "

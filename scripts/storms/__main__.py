@@ -68,6 +68,7 @@ def _storm(options: argparse.Namespace) -> Storm:
         publish_rate=options.publish_rate,
         rooms=options.rooms or max(1, clients // _CLIENTS_PER_ROOM),
         backoff_max=options.backoff_max,
+        restart_time=options.restart_time,
         seed=options.seed,
     )
 
@@ -106,6 +107,13 @@ def _arguments() -> argparse.Namespace:
         default=4.0,
         metavar="SECONDS",
         help="the longest delay of clients that were told no moment (default: 4)",
+    )
+    add(
+        "--restart-time",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="what the server expects of its restart: first moment that it tells (default: 5)",
     )
     add("--seed", type=int, default=0, metavar="N", help="of everything that is random")
     add("--out", type=Path, default=Path("storm.svg"), metavar="FILE", help="default: storm.svg")

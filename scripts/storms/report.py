@@ -64,7 +64,7 @@ def _lines(outcome: Outcome) -> Iterator[_Line]:
     yield "server away", f"{outcome.ready - outcome.ended:.2f} s", ""
     yield (
         "time to recover",
-        f"{outcome.recovery:.2f} s from ready to the last client back",
+        f"{outcome.recovery:.2f} s from {_since_when(outcome)} to the last client back",
         _verdict(
             outcome.recovery <= outcome.bound,
             f"≤ {outcome.bound:.2f} s = {BOUND_FACTOR} x {storm.clients:,} / capacity",
@@ -102,6 +102,10 @@ def _lines(outcome: Outcome) -> Iterator[_Line]:
         ),
         "",
     )
+
+
+def _since_when(outcome: Outcome) -> str:
+    return "ready" if outcome.door_open == outcome.ready else "the first slot"
 
 
 def _verdict(met: bool, aim: str) -> str:

@@ -87,7 +87,14 @@ class Storm:
     backoff_max: float = 4.0
     """The longest delay of clients that were told no moment: shorter than usual, so that all of
     them are at the door soon and what is seen is the server's doing, not their patience."""
+    restart_time: float = 5.0
+    """What the server is told to expect of its restart: at a deploy clients come after that."""
     seed: int = 0
+
+    @property
+    def settings(self) -> str:
+        """Of the server, as TOML."""
+        return f"restart_time = {self.restart_time}\n{SETTINGS}"
 
     @property
     def room_names(self) -> list[str]:
@@ -138,9 +145,20 @@ class Outcome:
         return max(self.returned.returns, default=0.0)
 
     @property
+    def door_open(self) -> float:
+        """From when on clients could come back.
+
+        At a deploy they are told moments from the expected end of the restart on, so that isn't
+        earlier even if the restart was faster.
+        """
+        if self.storm.blow is Blow.TERM:
+            return max(self.ready, self.storm.restart_time)
+        return self.ready
+
+    @property
     def recovery(self) -> float:
-        """Seconds from when clients could come back until the last one had."""
-        return self.last_return - self.ready
+        """Seconds from then until the last one had."""
+        return self.last_return - self.door_open
 
     @property
     def capacity(self) -> float:
@@ -255,7 +273,7 @@ async def raise_storm(
     """
     say("a server with a database of its own")
     async with (
-        gateway(folder, SETTINGS, cores.server) as server,
+        gateway(folder, storm.settings, cores.server) as server,
         CrowdProcess.start(Ground(server.port, server.secret), cores.load) as crowd,
     ):
         say(f"{storm.clients:,} clients")
