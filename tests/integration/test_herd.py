@@ -8,7 +8,7 @@ import asyncio
 import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
 import pytest
 
@@ -21,7 +21,7 @@ from tests.integration.conftest import StartServer
 from tests.support.peer import Peer, connected
 from tests.support.scrape import scrape
 from tests.support.server import ServerProcess, mint
-from tests.support.wire import PATH, TEXT, Wire, frame, head, upgrade_headers
+from tests.support.wire import PATH, TEXT, Wire, frame, head, upgrade_headers, wire
 
 HERD = 2000
 COST = 0.001  # seconds of the accept control's clock that an upgrade takes
@@ -231,6 +231,22 @@ async def test_two_thousand_clients_that_come_at_once_are_all_received(
     for kind in ("connect", "resume", "upgrade"):
         assert samples.value("accept_refusals_total", {"kind": kind}) == 0
     assert samples.value("arrivals_waiting") == 0
+
+
+async def test_upgrades_on_connections_that_were_used_before_wait_for_their_turn_too(
+    server: ServerProcess,
+) -> None:
+    """As some proxies do it. These come to the gateway by way of aiohttp."""
+    async with AsyncExitStack() as stack:
+        links = [await stack.enter_async_context(wire(server.port)) for _ in range(500)]
+        for link in links:
+            assert (await link.request("GET", "/api/health")).status == 200
+        command = frame(TEXT, b'{"id":1,"connect":{"token":"%s"}}' % mint("proxied").encode())
+        for link in links:
+            link.write(UPGRADE + command)
+        for link in links:
+            assert (await link.response()).status == 101
+            assert b'"client"' in (await link.frame()).payload
 
 
 async def _talk(peer: Peer) -> None:
