@@ -6,6 +6,7 @@ Work takes as long as the test says, on a clock of its own.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -24,6 +25,7 @@ from gateway.acceptance import (
     Arrival,
 )
 from gateway.protocol.admission import BACKLOG_MAX, SLOT_FORGOTTEN, SLOT_LATE, SLOT_MIN, WAIT_MAX
+from gateway.wheel import STALL
 from metrics import instruments
 from tests.support.fake_loop import FakeLoop
 
@@ -635,3 +637,16 @@ def test_gauges_show_what_is_so_now() -> None:
     assert value("accept_rate", kind="resume") == 100.0
     assert value("arrivals_waiting") == 9
     assert value("accept_backlog_seconds") == pytest.approx(0.21)
+
+
+def test_the_operators_page_has_these_numbers() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
+    text = page.read_text(encoding="utf-8").partition("## When everybody comes back at once")[2]
+    section = text.partition("\n## ")[0]
+
+    assert f"at most {TURN_BUDGET / MS:.0f} ms of each turn" in section
+    assert f"has waited for {WAIT_MAX:.0f} s are further newcomers" in section
+    assert f"has waited for {QUEUE_MAX:.0f} s gets HTTP 503" in section
+    assert f"places for {BACKLOG_MAX:.0f} s are given out" in section
+    assert STALL == 0.25
+    assert "from a quarter of a second on" in section
