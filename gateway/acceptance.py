@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 # Of each turn, in seconds, for arrivals. A message of somebody who is here waits for this and for
 # what the other sockets had, which keeps a herd far from the 50 ms that people notice.
 TURN_BUDGET: Final = 0.008
+STALL: Final = 0.25  # seconds by which the loop is late before it has stood still; as the wheel's
 LAG_TARGET: Final = 0.05  # seconds; the aim is a 99th percentile below 100 ms
 BRAKE: Final = 0.8  # factor on the rate for each measurement above the target
 BRAKE_MIN: Final = 0.1
@@ -138,6 +139,7 @@ class AcceptControl:
         # (a) A bounded piece of each turn: what waits, and since when.
         self._lines: list[deque[tuple[float, Callable[[], None]]]] = [deque() for _ in Arrival]
         self._waiting = 0
+        self._stood_still = 0.0  # seconds in all, which nobody is to wait longer for
         self._budget = TURN_BUDGET
         self._used = 0.0  # seconds of it, since the last turn that we know of
         self._turn_called = False
@@ -170,7 +172,7 @@ class AcceptControl:
         who arrived may be gone: `work` must be ready for that.
         """
         if self._waiting or self._used >= self._budget:
-            self._lines[kind].append((self._loop.time(), work))
+            self._lines[kind].append((self._loop.time() - self._stood_still, work))
             self._waiting += 1
             if not self._turn_called:
                 # Only now: the end of a turn is of no interest to somebody who comes alone. Before
@@ -222,8 +224,8 @@ class AcceptControl:
                     logger.exception("an arrival could not be handled")
 
     def _waited(self, now: float) -> float:
-        """For how many seconds whoever has waited longest has."""
-        return max(now - line[0][0] for line in self._lines if line)
+        """For how many seconds whoever has waited longest has; not while we stood still."""
+        return now - self._stood_still - min(line[0][0] for line in self._lines if line)
 
     # --- the measured rate ------------------------------------------------------------------------
 
@@ -248,6 +250,8 @@ class AcceptControl:
     def observe_lag(self, lag: float) -> None:
         """By how many seconds the loop was late just now; to be called a few times a second."""
         now = self._loop.time()
+        if lag > STALL:
+            self._stood_still += lag
         if not self._brake_if_late(lag):
             self._brake = min(1.0, self._brake + RELEASE)
         self._budget = TURN_BUDGET * self._brake

@@ -197,6 +197,7 @@ class Gate(asyncio.Protocol):
     def excuse(self, seconds: float) -> None:
         """See `wheel.Timed`."""
         self._due += seconds
+        self._asked_at += seconds
 
     # --- the two ways on --------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 
+from gateway import wheel
 from gateway.acceptance import (
     BRAKE,
     BRAKE_MIN,
@@ -20,12 +21,12 @@ from gateway.acceptance import (
     RATE_MIN,
     RELEASE,
     SHARE,
+    STALL,
     TURN_BUDGET,
     AcceptControl,
     Arrival,
 )
 from gateway.protocol.admission import BACKLOG_MAX, SLOT_FORGOTTEN, SLOT_LATE, SLOT_MIN, WAIT_MAX
-from gateway.wheel import STALL
 from metrics import instruments
 from tests.support.fake_loop import FakeLoop
 
@@ -599,6 +600,20 @@ def test_while_others_have_waited_for_too_long_newcomers_are_told_to_come_back()
     assert retries == [None, (WAIT_MAX + 0.5) * 1000]
 
 
+def test_time_in_which_we_stood_still_is_nobodys_wait() -> None:
+    stalled = node()
+    retries: list[int | None] = []
+    stalled.upgrades(20, TURN_BUDGET)
+    stalled.interval(seconds=10.0, lag=10.0)
+    for _ in range(2):
+        stalled.arrival(Arrival.CONNECT, 0.1 * MS, retries=retries)
+        stalled.loop.turn()
+        stalled.loop.now += WAIT_MAX + 0.1
+
+    assert retries[0] is None
+    assert retries[1] is not None
+
+
 def test_behind_the_end_of_the_line_the_gate_sends_people_away() -> None:
     full, _ = refused()
     assert full.control.hard_refusal(full.now, ALICE) is None
@@ -648,5 +663,5 @@ def test_the_operators_page_has_these_numbers() -> None:
     assert f"has waited for {WAIT_MAX:.0f} s are further newcomers" in section
     assert f"has waited for {QUEUE_MAX:.0f} s gets HTTP 503" in section
     assert f"places for {BACKLOG_MAX:.0f} s are given out" in section
-    assert STALL == 0.25
+    assert STALL == wheel.STALL == 0.25
     assert "from a quarter of a second on" in section

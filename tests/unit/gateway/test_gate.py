@@ -369,6 +369,16 @@ def test_a_head_that_stays_out_is_late_after_a_stall_too(entrance: Entrance) -> 
     assert refusal(transport)[0] == b"HTTP/1.1 408 Request Timeout"
 
 
+def test_who_waits_is_not_sent_away_because_we_stood_still(entrance: Entrance) -> None:
+    _, transport = waiting(entrance)
+    entrance.loop.stall(QUEUE_MAX * 3)
+    # The wheel's timer comes before what waits for the next turn, as in uvloop.
+    entrance.wheel._turn()
+    entrance.loop.turn()
+
+    assert transport.take().startswith(b"HTTP/1.1 101 ")
+
+
 def test_a_head_of_the_largest_size_may_wait_too(entrance: Entrance) -> None:
     entrance.fill()
     gate, transport = entrance.connect()
