@@ -214,6 +214,11 @@ class ClientSession:
         )
 
     @property
+    def has_session(self) -> bool:
+        """Whether there is something to resume: the server has answered `open`."""
+        return bool(self._token)
+
+    @property
     def unacknowledged(self) -> int:
         """How many frames the tail holds."""
         return self.sent - self._acknowledged
@@ -258,6 +263,12 @@ class ClientSession:
             return False
         # Behind `open` nothing has to be waited for; `resumed` says from where to send again.
         return self.is_live or self.state is ClientState.OPENING
+
+    def break_off(self, reason: str, now: float) -> None:
+        """Give the session up and begin another one, after a delay. Between `Began` and `Lost`."""
+        if not self._begun:
+            raise AssertionError("there is no session yet, or no more")
+        self._break(now, reason)
 
     def leave(self) -> None:
         """Say goodbye, if there is a line for it, and end."""

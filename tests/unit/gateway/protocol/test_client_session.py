@@ -245,8 +245,10 @@ def test_open_declares_the_backoff() -> None:
 
 
 def test_opened_tells_token_and_times() -> None:
+    assert not opening().session.has_session
     session = live().session
 
+    assert session.has_session
     assert session.state is ClientState.LIVE
     assert (session.generation, session.retain) == (1, RETAIN)
 
@@ -893,7 +895,7 @@ def test_payload_on_a_line_that_has_not_resumed_breaks_the_protocol() -> None:
     assert client.state is ClientState.WAITING
 
 
-# --- leaving --------------------------------------------------------------------------------------
+# --- leaving, and beginning anew ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", ClientState)
@@ -917,6 +919,23 @@ def test_leaving_drops_every_line(state: ClientState) -> None:
     ]
     assert client.state is ClientState.ENDED
     assert client.session.next_deadline() == NEVER
+
+
+@pytest.mark.parametrize("state", [ClientState.OPENING, ClientState.LIVE, ClientState.MOVING])
+def test_the_layer_above_may_begin_anew(state: ClientState) -> None:
+    client = IN_STATE[state]()
+    client.session.break_off("token expired", client.now)
+
+    lost, *drops = client.events()
+    assert lost == Lost(0, "token expired", final=False)
+    assert drops[-1] == Drop(1, leaving=True)
+    assert client.state is ClientState.WAITING
+    assert not client.session.has_session
+
+
+def test_what_has_not_begun_is_not_broken_off() -> None:
+    with pytest.raises(AssertionError):
+        dialing().session.break_off("x", START)
 
 
 def test_after_the_end_nothing_is_sent() -> None:
