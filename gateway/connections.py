@@ -248,6 +248,15 @@ class ConnectionManager:
         """Those that have a session."""
         return self.sessions.all
 
+    @property
+    def newcomers(self) -> list[Newcomer]:
+        """Those who haven't said yet what they are."""
+        return [
+            owner
+            for link in self._links
+            if isinstance(owner := link.owner, Newcomer) and not link.closing
+        ]
+
     async def wait_closed(self, timeout: float) -> None:
         """Wait until all sockets are closed, or cut what is left when the time is up."""
         if self._links:

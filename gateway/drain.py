@@ -5,11 +5,13 @@ Theory of operation
 From the moment on at which nobody new is let in, the clients get slots at the rate at which the
 next process will receive them, the first when that can be up (`restart_time`):
 
-1. Clients with a session are told to move. Their sockets serve on meanwhile.
-2. Stock clients are closed, at the measured rate, with `retry` in the close reason.
-3. What clients have asked for is answered, then the sockets of the sessions are closed too. From
+1. Who has not said a word yet is closed. From here on nobody begins or resumes a session.
+2. Clients with a session are told to move. Their sockets serve on meanwhile.
+3. Stock clients are closed, at the measured rate, with `retry` in the close reason.
+4. What clients have asked for is answered, then the sockets of the sessions are closed too. From
    here on nothing comes in, and what still goes out waits in the sessions' tails and in the log.
-4. The sessions are saved for the next process.
+5. The sessions are saved for the next process. Those that can't be end now, so that the others are
+   told by it who has left.
 
 All of it ends by the deadline, whatever state it is in: a platform that waits no longer kills.
 """
@@ -31,15 +33,16 @@ logger = logging.getLogger(__name__)
 STEP: Final = 0.02  # seconds between two batches of closes, and between two looks at what is open
 # Parts of the time that there is, by when each thing has to be done.
 CLOSED_BY: Final = 0.4  # stock clients are sent away
-ANSWERED_BY: Final = 0.6  # commands are answered
+ANSWERED_BY: Final = 0.6  # commands are answered, and sockets of sessions closed
+SETTLED_BY: Final = 0.7  # what the closing found under way has ended
 SAVED_BY: Final = 0.9  # sessions are saved; the rest is for closing handshakes
 
 
 class Keeper(Protocol):
     """Who keeps sessions from one process to the next."""
 
-    async def save(self, connections: Sequence[SessionConnection]) -> int:
-        """Leave these for the next process; returns how many could be."""
+    async def save(self, connections: Sequence[SessionConnection], timeout: float) -> int:
+        """Leave these for the next process, in so many seconds; returns how many could be."""
 
 
 class Drain:
@@ -58,16 +61,20 @@ class Drain:
         begin = self._services.loop.time()
         manager = self._manager
         manager.stopping = True
+        for newcomer in manager.newcomers:
+            newcomer.close(SHUTDOWN, self._retry_ms())
         with_session = [conn for conn in manager.with_session if not conn.detached]
         self._announce_move(with_session, timeout * ANSWERED_BY)
         await self._close_stock(begin + timeout * CLOSED_BY)
         await self._wait_until(self._is_quiet, begin + timeout * ANSWERED_BY)
-        for connection in manager.with_session:
-            if not connection.detached:
-                connection.close_socket(SHUTDOWN)
+        with_session = [conn for conn in manager.with_session if not conn.detached]
+        # The moments of some have passed, and they are still here.
+        self._announce_move([conn for conn in with_session if not conn.is_expected], 0.0)
+        for connection in with_session:
+            connection.close_socket(SHUTDOWN)
         # What was under way when the sockets closed ends here, into the tails.
-        await self._wait_until(self._is_quiet, begin + timeout * SAVED_BY)
-        await self._save()
+        await self._wait_until(self._is_quiet, begin + timeout * SETTLED_BY)
+        await self._save(begin + timeout * SAVED_BY)
         await manager.wait_closed(begin + timeout - self._services.loop.time())
 
     def _retry(self, kind: Arrival) -> float:
@@ -76,6 +83,9 @@ class Drain:
         return services.acceptance.slot_for_close(
             services.loop.time(), kind=kind, not_before=self._restart_time
         )
+
+    def _retry_ms(self) -> int:
+        return int(self._retry(Arrival.CONNECT) * 1000)
 
     def _announce_move(self, connections: Sequence[SessionConnection], deadline: float) -> None:
         for connection in connections:
@@ -92,7 +102,8 @@ class Drain:
             early = done / rate - (loop.time() - started)
             if early > 0:
                 await asyncio.sleep(max(early, STEP))
-            connection.disconnect_with(SHUTDOWN, int(self._retry(Arrival.CONNECT) * 1000))
+            if not connection.link.closing:
+                connection.disconnect_with(SHUTDOWN, self._retry_ms())
 
     def _is_quiet(self) -> bool:
         """Whether nobody waits for an answer any more."""
@@ -104,15 +115,20 @@ class Drain:
                 return
             await asyncio.sleep(STEP)
 
-    async def _save(self) -> None:
+    async def _save(self, deadline: float) -> None:
         """Leave the sessions to the next process, without a word to those who share channels."""
-        # Whose answer is still under way can't be saved: it will ask again.
-        kept = [
-            connection
-            for connection in self._manager.with_session
-            if connection.detached and not connection.client.is_waited_for
-        ]
-        saved = await self._keeper.save(kept)
+        kept = []
+        for connection in self._manager.with_session:
+            if connection.client.is_waited_for:
+                connection.abandon()  # its answer would be lost: it connects anew and asks again
+            else:
+                kept.append(connection)
+        if not kept:
+            return
+        try:
+            saved = await self._keeper.save(kept, deadline - self._services.loop.time())
+        except Exception:  # must not keep the rest from its end
+            logger.exception("could not save %d sessions", len(kept))
+            return
         instruments.SESSIONS_SAVED.inc(saved)
-        if kept:
-            logger.info("saved %d of %d sessions for the next process", saved, len(kept))
+        logger.info("saved %d of %d sessions for the next process", saved, len(kept))

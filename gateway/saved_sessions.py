@@ -15,8 +15,9 @@ removing it: after a crash its counts could be behind what its client has seen.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -26,7 +27,7 @@ from gateway.connection import Services
 from gateway.connections import ConnectionManager
 from gateway.protocol.backoff import DeclaredBackoff
 from gateway.protocol.channels import ChannelOptions
-from gateway.protocol.codec import StreamPosition
+from gateway.protocol.codec import StreamPosition, client_info
 from gateway.protocol.codes import ErrorCode
 from gateway.protocol.session import NEVER, SavedSession
 from gateway.protocol.subscription import Subscription, SubscriptionState
@@ -39,7 +40,8 @@ from store.pool import Database, is_unavailable
 logger = logging.getLogger(__name__)
 
 AT_ONCE: Final = 100  # sessions put back between two looks at everything else
-SAVE_TIMEOUT: Final = 5.0  # seconds
+# Of a node that doesn't come back, seconds after they have expired: a clock may be behind.
+LEFT_FOR: Final = 3600.0
 FORMAT: Final = 1  # of `SavedConnection`; a process takes up its own format only
 
 
@@ -91,11 +93,12 @@ class SavedSessions:
 
     # --- leaving ----------------------------------------------------------------------------------
 
-    async def save(self, connections: Iterable[SessionConnection]) -> int:
-        """Leave detached sessions for the next process; returns how many.
+    async def save(self, connections: Iterable[SessionConnection], timeout: float) -> int:
+        """Leave detached sessions for the next process in so many seconds; returns how many.
 
         Without a database none: their clients recover by their positions then.
         """
+        deadline = self._services.loop.time() + timeout
         saved_at = datetime.now(UTC)
         now = self._services.loop.time()
         rows = []
@@ -111,7 +114,8 @@ class SavedSessions:
             if len(rows) % AT_ONCE == 0:
                 await asyncio.sleep(0)
         try:
-            async with self._database.connection(SAVE_TIMEOUT) as database:
+            left = deadline - self._services.loop.time()
+            async with self._database.connection(left) as database:
                 await table.save(database, self._node, rows)
         except Exception as error:
             if not is_unavailable(error) and not isinstance(error, TimeoutError):
@@ -154,41 +158,66 @@ class SavedSessions:
     # --- taking up --------------------------------------------------------------------------------
 
     async def take_up(self) -> int:
-        """Put back what the former process left; returns how many sessions can be resumed."""
+        """Put back what the former process left; returns how many sessions can be resumed.
+
+        Those that can't be have ended: who shares a channel with them is told that they left.
+        """
         async with self._database.pool.acquire() as database:
+            long_ago = datetime.now(UTC) - timedelta(seconds=LEFT_FOR)
+            await table.forget_expired(database, long_ago)
             rows = await table.take(database, self._node)
-        saved = [(row, state) for row in rows if (state := _read(row.state)) is not None]
-        await self._prepare({sub.channel for _, state in saved for sub in state.subscriptions})
         taken = 0
-        for done, (row, state) in enumerate(saved):
-            elapsed = max(0.0, time.time() - row.saved_at.timestamp())
-            if elapsed < state.remaining and self._restore(row.id, state, elapsed):
-                taken += 1
-            if done % AT_ONCE == AT_ONCE - 1:
-                await asyncio.sleep(0)
+        endings: list[Callable[[], None]] = []
+        for start in range(0, len(rows), AT_ONCE):
+            saved = [
+                (row, state)
+                for row in rows[start : start + AT_ONCE]
+                if (state := _read(row.state)) is not None
+            ]
+            unknown = await self._prepare(
+                {sub.channel for _, state in saved for sub in state.subscriptions}
+            )
+            for row, state in saved:
+                elapsed = max(0.0, time.time() - row.saved_at.timestamp())
+                ending = self._restore(row.id, state, elapsed, unknown)
+                if ending is None:
+                    taken += 1
+                else:
+                    endings.append(ending)
+        for end in endings:  # now that everybody is here who is to hear of it
+            end()
         instruments.SESSIONS_TAKEN_UP.inc(taken)
         return taken
 
-    async def _prepare(self, names: Iterable[str]) -> None:
-        """Have the positions of all channels at hand."""
+    async def _prepare(self, names: Iterable[str]) -> set[str]:
+        """Have the positions of all channels at hand; returns those of which it wasn't possible."""
         loop = self._services.loop
+        unknown: set[str] = set()
         waiting: list[asyncio.Future[None]] = []
         for name in names:
             options = self._services.rules.channels.resolve(name)
             if isinstance(options, ChannelOptions):
                 future = loop.create_future()
                 waiting.append(future)
-                self._services.hub.prepare(name, options, None, _settle(future))
-        if waiting:
-            await asyncio.gather(*waiting)
+                self._services.hub.prepare(name, options, None, _settle(future, name, unknown))
+        await asyncio.gather(*waiting)
+        await asyncio.sleep(0)  # everything may have been at hand, and others want their turn
+        return unknown
 
-    def _restore(self, session_id: bytes, saved: SavedConnection, elapsed: float) -> bool:
-        """Put one session back; False when one of its channels isn't what it was."""
+    def _restore(
+        self, session_id: bytes, saved: SavedConnection, elapsed: float, unknown: Container[str]
+    ) -> Callable[[], None] | None:
+        """Put one session back, `elapsed` seconds after it was saved.
+
+        When it has expired, or one of its channels isn't what it was, returns what ends it.
+        """
         services = self._services
         now = services.loop.time() - elapsed  # the moment of saving
-        subscriptions = self._subscriptions(saved.subscriptions, now)
+        subscriptions = None
+        if elapsed < saved.remaining:
+            subscriptions = self._subscriptions(saved.subscriptions, now, unknown)
         if subscriptions is None:
-            return False
+            return partial(self._announce_leaves, saved)
         connection = SessionConnection.restored(
             services,
             self._manager,
@@ -207,20 +236,25 @@ class SavedSessions:
             subscriptions, (sub.position for sub in saved.subscriptions), strict=True
         ):
             if not connection.rejoin(subscription, position):
-                connection.abandon()
-                return False
+                return connection.abandon
         self._manager.take_up(connection)
         services.wheel.add(connection)
-        return True
+        return None
+
+    def _announce_leaves(self, saved: SavedConnection) -> None:
+        for item in saved.subscriptions:
+            if item.join_leave:
+                info = client_info(saved.user, saved.client, saved.info, item.chan_info)
+                self._services.hub.announce_leave(item.channel, saved.client, info)
 
     def _subscriptions(
-        self, saved: Sequence[SavedSubscription], now: float
+        self, saved: Sequence[SavedSubscription], now: float, unknown: Container[str]
     ) -> list[Subscription] | None:
         subscriptions = []
         for item in saved:
             options = self._services.rules.channels.resolve(item.channel)
-            if isinstance(options, ErrorCode):
-                return None  # the namespace is gone
+            if isinstance(options, ErrorCode) or item.channel in unknown:
+                return None  # the namespace is gone, or nobody knows where the channel is
             if options.keeps_history is (item.position is None):
                 return None  # it keeps history now, or no longer
             subscription = Subscription(item.channel, options)
@@ -245,10 +279,14 @@ def _read(state: bytes) -> SavedConnection | None:
     return saved if saved.format == FORMAT else None
 
 
-def _settle(future: asyncio.Future[None]) -> Callable[[ErrorCode | None], None]:
-    """Note that a channel is prepared; one that could not be read is missed when it is entered."""
+def _settle(
+    future: asyncio.Future[None], name: str, unknown: set[str]
+) -> Callable[[ErrorCode | None], None]:
+    """Note that a channel is prepared, or could not be read."""
 
     def answer(error: ErrorCode | None) -> None:
+        if error is not None:
+            unknown.add(name)
         if not future.done():
             future.set_result(None)
 
