@@ -67,7 +67,7 @@ def _lines(outcome: Outcome) -> Iterator[_Line]:
         f"{outcome.recovery:.2f} s from {_since_when(outcome)} to the last client back",
         _verdict(
             outcome.recovery <= outcome.bound,
-            f"≤ {outcome.bound:.2f} s = {BOUND_FACTOR} x {storm.clients:,} / capacity",
+            f"≤ {outcome.bound:.2f} s = {_reason(outcome)}",
         ),
     )
     yield "capacity", f"{outcome.capacity:,.0f} clients/s, as the server measured it", ""
@@ -81,6 +81,15 @@ def _lines(outcome: Outcome) -> Iterator[_Line]:
         (
             f"p50 {_ms(returned.acknowledged_p50)}, p99 {_ms(returned.acknowledged_p99)} "
             "for those who are there"
+        ),
+        "",
+    )
+    given_up = len(returned.dials) - len(returned.returns) - len(returned.refusals)
+    yield (
+        "attempts",
+        (
+            f"{len(returned.dials):,}: {len(returned.returns):,} received, "
+            f"{len(returned.refusals):,} sent away, {max(given_up, 0):,} given up"
         ),
         "",
     )
@@ -102,6 +111,12 @@ def _lines(outcome: Outcome) -> Iterator[_Line]:
         ),
         "",
     )
+
+
+def _reason(outcome: Outcome) -> str:
+    if outcome.storm.blow is Blow.KILL and outcome.bound == outcome.storm.backoff_max:
+        return "the clients' own longest delay"
+    return f"{BOUND_FACTOR} x {outcome.storm.clients:,} / capacity"
 
 
 def _since_when(outcome: Outcome) -> str:
@@ -148,6 +163,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "logged": audited.logged,
         "deliveries": audited.deliveries,
         "missing": returned.missing,
+        "dials": len(returned.dials),
+        "refusals": len(returned.refusals),
         "resumed": returned.resumed,
         "recovered": returned.recovered,
         "unrecovered": returned.unrecovered,

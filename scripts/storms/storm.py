@@ -178,8 +178,15 @@ class Outcome:
 
     @property
     def bound(self) -> float:
-        """How long recovery may take: half as long again as the capacity says."""
-        return BOUND_FACTOR * self.storm.clients / self.capacity if self.capacity else 0.0
+        """How long recovery may take: half as long again as the capacity says.
+
+        Few clients are received faster than they come by themselves when nobody told them a
+        moment; their longest delay is the least that they need.
+        """
+        if not self.capacity:
+            return 0.0
+        bound = BOUND_FACTOR * self.storm.clients / self.capacity
+        return bound if self.storm.blow is Blow.TERM else max(bound, self.storm.backoff_max)
 
     @property
     def is_clean(self) -> bool:
