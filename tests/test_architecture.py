@@ -59,9 +59,10 @@ def test_no_folder_or_script_shadows_the_standard_library() -> None:
     assert not names & sys.stdlib_module_names
 
 
-def test_the_lockfile_names_no_registry() -> None:
+@pytest.mark.parametrize("folder", ["tests/sdk_js", "clients/js"])
+def test_no_lockfile_names_a_registry(folder: str) -> None:
     """Whoever installs takes the packages from where they get theirs; the hashes stay the same."""
-    lockfile = (ROOT / "tests" / "sdk_js" / "package-lock.json").read_text()
+    lockfile = (ROOT / folder / "package-lock.json").read_text()
 
     assert '"integrity"' in lockfile
     assert '"resolved"' not in lockfile

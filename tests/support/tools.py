@@ -3,6 +3,7 @@
 `python -m tests.support.tools` succeeds where there is a Chromium, for scripts/test.
 """
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -48,6 +49,14 @@ def node() -> str:
     if not beside.exists():
         raise ToolMissing("Node")
     return str(beside)
+
+
+def npm() -> str:
+    """The path of npm."""
+    path = shutil.which("npm", path=f"{os.environ['PATH']}{os.pathsep}{Path(node()).parent}")
+    if path is None:
+        raise ToolMissing("npm")
+    return path
 
 
 if __name__ == "__main__":
