@@ -19,6 +19,7 @@ KEY_BYTES: Final = 32
 _NODE_BYTES: Final = 8
 _MAC_BYTES: Final = 18  # RFC 2104, 5: not less than half of the hash
 _SIZE: Final = _NODE_BYTES + SESSION_ID_BYTES + _MAC_BYTES  # a multiple of 3: no padding
+_LENGTH: Final = _SIZE // 3 * 4  # in characters
 
 
 class ResumeTokens:
@@ -39,6 +40,8 @@ class ResumeTokens:
 
     def read(self, token: str) -> SessionId | None:
         """The session that a token names; None when it is forged, damaged or another node's."""
+        if len(token) != _LENGTH:
+            return None  # among others, padding behind a good one
         try:
             raw = base64.b64decode(token.encode("ascii"), b"-_", validate=True)
         except (binascii.Error, ValueError):
