@@ -195,9 +195,8 @@ class Socket:
         self.transport = _Transport(bench.loop, (address, 4711))
         self.link = bench.manager.accept(self.transport, Accepted(b""), address)
         self.transport.take()
-        self.close_code: int | None = None
-        """That of the server's close frame, once it has come."""
-        self.close_reason: dict[str, Any] = {}
+        self._close_code: int | None = None
+        self._close_reason: dict[str, Any] = {}
         self.received = 0
         """Payload frames that were heard."""
         self._heard: list[Any] = []
@@ -208,7 +207,7 @@ class Socket:
         """Send messages, each in a frame of its own, all in one segment; text goes as it is."""
         self.send(
             b"".join(
-                frame(TEXT, (one if isinstance(one, str) else json.dumps(one)).encode())
+                frame(TEXT, (one if isinstance(one, str) else dumps(one)).encode())
                 for one in messages
             )
         )
@@ -248,7 +247,13 @@ class Socket:
     def closed(self) -> int | None:
         """The code of the server's close frame, None when none has come."""
         self._read()
-        return self.close_code
+        return self._close_code
+
+    @property
+    def close_reason(self) -> dict[str, Any]:
+        """Its reason."""
+        self._read()
+        return self._close_reason
 
     def take(self) -> list[Any]:
         """What was heard since this was called last, each JSON object by itself."""
@@ -265,13 +270,13 @@ class Socket:
 
     def _read(self) -> None:
         for opcode, payload in self.transport.take_frames():
-            assert self.close_code is None, "RFC 6455, 5.5.1: nothing comes behind a close frame"
+            assert self._close_code is None, "RFC 6455, 5.5.1: nothing comes behind a close frame"
             if opcode == TEXT:
                 self.received += not payload.startswith(b'{"session":')
                 self._heard += [json.loads(line) for line in payload.split(b"\n")]
             elif opcode == CLOSE:
-                self.close_code = int.from_bytes(payload[:2])
-                self.close_reason = json.loads(payload[2:] or b"{}")
+                self._close_code = int.from_bytes(payload[:2])
+                self._close_reason = json.loads(payload[2:] or b"{}")
             else:
                 assert opcode in (PING, PONG)
 
@@ -488,6 +493,11 @@ class Bench:
             "tasks": len(self.services.tasks),
         }
         return {name: what for name, what in held.items() if what}
+
+
+def dumps(message: object) -> str:
+    """JSON as clients write it."""
+    return json.dumps(message, separators=(",", ":"))
 
 
 def _paused() -> float:
