@@ -23,6 +23,12 @@ export const BACKOFF = Object.freeze({
   min: 500, max: 20_000, factor: 2, jitter: "full", attempts: 8, timeout: 5_000,
 });
 
+/**
+ * A server may spread its clients over minutes. More is a mistake, which would keep them away for
+ * ever.
+ */
+export const RETRY_MAX = 3_600_000;
+
 /** Beyond it powers are no numbers any more; `max` is reached long before. */
 const EXPONENT_MAX = 64;
 
@@ -70,6 +76,6 @@ export function closeVerdict(code, reason) {
     code,
     reason,
     resumable: RESUMABLE.has(code) && said?.reconnect !== false,
-    retry: Number.isFinite(retry) && retry >= 0 ? retry : null,
+    retry: Number.isFinite(retry) && retry >= 0 ? Math.min(retry, RETRY_MAX) : null,
   };
 }

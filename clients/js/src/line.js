@@ -28,7 +28,7 @@
  *   SILENCE_SLACK added. While the session lives it gets one, whether or not the line is up.
  */
 
-import { backoffDelay, closeVerdict } from "./backoff.js";
+import { RETRY_MAX, backoffDelay, closeVerdict } from "./backoff.js";
 import { LEAVE, PREFIX, ProtocolError, ackFrame, openFrame, pongFrame, readServerFrame, resumeFrame } from "./frames.js";
 import { Session } from "./session.js";
 
@@ -513,7 +513,7 @@ export class Line {
       this.#pingAbove(now);
       this.#changed();
     } else if (frame.type === "move" && begun) {
-      if (this.#candidate === null) this.#schedule(now + frame.retry, true);
+      if (this.#candidate === null) this.#schedule(now + Math.min(frame.retry, RETRY_MAX), true);
     } else if (frame.type === "gone" && begun) {
       this.#gone(now, frame.reason);
     } else {

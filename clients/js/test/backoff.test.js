@@ -27,6 +27,7 @@ test("a close says whether the session lives on, by its code", () => {
 test("a close may say when to come back, and that there is nothing to come back to", () => {
   const verdict = closeVerdict(3001, '{"reason":"shutdown","reconnect":true,"retry":4180}');
   assert.deepEqual([verdict.resumable, verdict.retry], [true, 4180]);
+  assert.equal(closeVerdict(3001, '{"retry":1e12}').retry, 3_600_000);
   assert.equal(closeVerdict(3001, '{"reason":"shutdown","reconnect":false}').resumable, false);
 });
 

@@ -316,6 +316,54 @@ test("counts that don't agree end the session", () => {
   }
 });
 
+test("a candidate that says anything but yes or no ends the session", () => {
+  for (const text of ["connected", '{"session":{"ack":1}}', '{"session":{"resumed":{}}}']) {
+    const world = begun();
+    world.session?.socket?.say({ move: { retry: 0, deadline: 30_000 } });
+    world.run(15);
+    world.last.server.wire.send(text);
+    world.run(20);
+    assert.equal(world.closed?.code, 1006, text);
+    assert.equal(world.held.size, 0);
+  }
+});
+
+test("frames of a later version change nothing", () => {
+  const world = begun();
+  world.session?.socket?.say({ move: { retry: 0, deadline: 30_000 } });
+  world.run(15);
+  for (const link of world.links) link.server.wire.send('{"session":{"novelty":{}}}');
+  world.run(100);
+  assert.deepEqual([world.line.state, world.session?.generation], ["connected", 2]);
+});
+
+test("when a request to resume gets lost, both sockets are given up", () => {
+  const world = begun();
+  world.session?.socket?.say({ move: { retry: 0, deadline: 30_000 } });
+  world.run(35);
+  assert.equal(said(world, "resume").length, 1);
+  world.last.cut();
+  world.run(30);
+  assert.equal(world.line.state, "waiting");
+  world.run(2_000);
+  assert.equal(world.line.state, "connected");
+  assert.deepEqual(said(world, "resume").map(({ attempt }) => attempt), [1, 2]);
+});
+
+test("when the next socket can't be opened, the old one goes on, and another is tried", () => {
+  const world = begun();
+  world.unreachable = true;
+  world.session?.socket?.say({ move: { retry: 0, deadline: 30_000 } });
+  world.run(200);
+  assert.deepEqual([world.line.state, world.connects.length], ["connected", 2]);
+  world.serverSends("still here");
+  world.unreachable = false;
+  world.run(2_000);
+  assert.deepEqual(world.atClient, ["connected", "still here"]);
+  assert.equal(world.session?.generation, 2);
+  assert.equal(world.states.includes("waiting"), false);
+});
+
 test("without a network there are no attempts, and at once when it is back", () => {
   const world = begun();
   world.happen((line) => line.offline());
