@@ -63,6 +63,7 @@ __all__ = [
     "Closed",
     "CommandError",
     "ConnectionLost",
+    "DeclaredBackoff",
     "Disconnected",
     "Gateway",
     "History",
