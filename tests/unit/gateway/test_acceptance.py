@@ -374,6 +374,21 @@ def test_when_somebody_always_waited_what_was_done_is_the_capacity() -> None:
     assert full.control.statistics().explained == pytest.approx(1 / 3, rel=0.05)
 
 
+def test_refusals_are_part_of_what_can_be_done() -> None:
+    """Or a node that refuses would believe itself slow, and refuse the more."""
+    full = node(rate_max=20)
+    for _ in range(2000):
+        full.arrival(Arrival.CONNECT, 1 * MS)
+    while full.control.statistics().waiting > 200:
+        before = full.clock
+        full.loop.turn()
+        full.loop.now += full.clock - before
+        if full.now - full.control._interval_began >= 0.25:
+            full.control.observe_lag(0.0)
+
+    assert full.control.statistics().explained > 0.9
+
+
 def test_when_nobody_had_to_wait_nothing_is_learned_about_the_capacity() -> None:
     idle = node()
     before = idle.control.statistics().explained
@@ -473,6 +488,8 @@ def test_turns_that_take_long_while_arrivals_wait_brake_too() -> None:
     late.loop.turn()
 
     assert late.control.statistics().brake == pytest.approx(BRAKE)
+    # That turn's slice is smaller already.
+    assert late.control._budget == pytest.approx(TURN_BUDGET * BRAKE)
 
 
 def test_a_pause_between_two_bursts_is_no_long_turn() -> None:
@@ -600,9 +617,23 @@ def test_while_others_have_waited_for_too_long_newcomers_are_told_to_come_back()
     assert retries == [None, (WAIT_MAX + 0.5) * 1000]
 
 
+def test_it_counts_how_long_the_one_has_waited_that_has_waited_longest() -> None:
+    crowded = node()
+    retries: list[int | None] = []
+    crowded.upgrades(6, TURN_BUDGET)
+    crowded.loop.now += WAIT_MAX + 0.5
+    crowded.control.run(Arrival.RESUME, crowded.work("resume"))
+    for _ in range(2):
+        crowded.arrival(Arrival.CONNECT, MS, retries=retries)
+    crowded.loop.turn()
+
+    assert retries[0] == (WAIT_MAX + 0.5) * 1000
+
+
 def test_time_in_which_we_stood_still_is_nobodys_wait() -> None:
     stalled = node()
     retries: list[int | None] = []
+    stalled.interval(seconds=10.0, lag=10.0)
     stalled.upgrades(20, TURN_BUDGET)
     stalled.interval(seconds=10.0, lag=10.0)
     for _ in range(2):
