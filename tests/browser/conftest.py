@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, async_playwright, expect
 
 from tests.support.cluster import Cluster
 from tests.support.server import ServerProcess
@@ -14,6 +14,9 @@ from tests.support.tools import chromium
 expect.set_options(timeout=15_000)
 
 DEVELOPMENT = {"GATEWAY_DEVELOPMENT": "1"}
+
+ELSEWHERE = "192.0.2.1"
+"""An address of this machine that the browser takes for one beyond its network (RFC 5737)."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,19 @@ async def browser() -> AsyncIterator[Browser]:
         browser = await playwright.chromium.launch(
             executable_path=chromium(),
             # The sandbox needs privileges that a container lacks, and root may not have it at all.
-            args=["--no-sandbox", "--disable-gpu"],
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1",
+            ],
         )
         yield browser
         await browser.close()
+
+
+@pytest.fixture
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """Where a test's tabs are, unless it makes contexts of its own."""
+    context = await browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB")
+    yield context
+    await context.close()

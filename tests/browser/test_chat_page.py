@@ -1,53 +1,16 @@
 """The chat page in a real browser, against a real gateway over a real PostgreSQL."""
 
 import asyncio
-import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from playwright.async_api import Browser, BrowserContext, WebSocketRoute, expect
 
-from tests.browser.visitor import RECONNECT_TIMEOUT_MS, Visitor
-from tests.support.server import API_KEY, DEFAULT_CONFIG, ServerProcess, mint
-
-TARGET_MIN_PX = 44
-
-
-@pytest.fixture
-async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
-    context = await browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB")
-    yield context
-    await context.close()
-
-
-async def api(server: ServerProcess, method: str, **params: object) -> dict[str, Any]:
-    """Call the server's HTTP API."""
-    url = f"{server.http_url}/api/{method}"
-    async with (
-        aiohttp.ClientSession(headers={"X-API-Key": API_KEY}) as session,
-        session.post(url, json=params) as response,
-    ):
-        answer = await response.json()
-    assert "error" not in answer, answer
-    result: dict[str, Any] = answer["result"]
-    return result
-
-
-async def stored(server: ServerProcess, room: str) -> list[str]:
-    """The texts in the room's log, oldest first."""
-    history = await api(server, "history", channel=f"chat:{room}", limit=-1)
-    return [publication["data"]["text"] for publication in history["publications"]]
-
-
-async def fill_room(server: ServerProcess, room: str, count: int) -> list[str]:
-    texts = [f"message {number}" for number in range(1, count + 1)]
-    for text in texts:
-        await api(server, "publish", channel=f"chat:{room}", data={"text": text})
-    return texts
-
+from tests.browser.looks import FAINT_TEXTS, SMALL_TARGETS, TARGET_MIN_PX, TEXT_CONTRAST_MIN
+from tests.browser.rooms import api, fill_room, say, stored
+from tests.browser.visitor import Visitor
+from tests.support.server import DEFAULT_CONFIG, ServerProcess, mint
 
 # Chatting.
 
@@ -115,7 +78,7 @@ async def test_scrolling_up_loads_the_past_page_by_page(
     await visitor.sees(texts)
     await expect(visitor.page.get_by_text("This is the beginning of #long")).to_be_attached()
     # What arrives doesn't pull the reader away, but is announced.
-    await api(shared_server, "publish", channel="chat:long", data={"text": "news"})
+    await say(shared_server, "long", "news")
     await visitor.page.get_by_role("button", name="1 new message").click()
     await expect(visitor.message("news")).to_be_in_viewport()
 
@@ -240,7 +203,7 @@ async def test_a_screen_reader_hears_what_arrives_and_not_the_past(
     visitor = await Visitor.join(context, f"{shared_server.http_url}/#spoken", "Ada")
     await expect(visitor.message("message 60")).to_be_visible()
     await expect(visitor.log).to_have_attribute("aria-live", "off")
-    await api(shared_server, "publish", channel="chat:spoken", data={"text": "news"})
+    await say(shared_server, "spoken", "news")
     await expect(visitor.message("news")).to_be_visible()
     await expect(visitor.log).to_have_attribute("aria-live", "polite")
     await visitor.message("message 11").scroll_into_view_if_needed()
@@ -265,26 +228,17 @@ async def test_a_phone_has_no_sideways_scroll_and_targets_for_fingers(
     await visitor.write("https://example.org/" + "x" * 200)
     await expect(visitor.message(long)).to_be_attached()
     assert await visitor.overflow() == 0
-    assert await visitor.page.evaluate(_SMALL_TARGETS, TARGET_MIN_PX) == []
+    assert await visitor.page.evaluate(SMALL_TARGETS, TARGET_MIN_PX) == []
     opener = visitor.page.get_by_role("button", name="Rooms and people")
     await opener.tap()
     await expect(visitor.people.get_by_text("(you)")).to_be_visible()
     await expect(visitor.page.get_by_role("button", name="Close the list")).to_be_focused()
     assert await visitor.overflow() == 0
-    assert await visitor.page.evaluate(_SMALL_TARGETS, TARGET_MIN_PX) == []
+    assert await visitor.page.evaluate(SMALL_TARGETS, TARGET_MIN_PX) == []
     await visitor.page.keyboard.press("Escape")
     await expect(visitor.people).to_be_hidden()
     await expect(opener).to_be_focused()
     await context.close()
-
-
-_SMALL_TARGETS = """(min) => [...document.querySelectorAll("button, a[href], input, textarea")]
-    .filter((target) => target.checkVisibility({ visibilityProperty: true }))
-    // A link inside a text is excepted by WCAG 2.5.8; "skip" shows itself when it has the focus.
-    .filter((target) => !target.closest(".text") && target.id !== "skip")
-    .map((target) => [target.id || target.textContent, target.getBoundingClientRect()])
-    .filter(([, { width, height }]) => width < min || height < min)
-    .map(([name, { width, height }]) => `${name}: ${width} x ${height}`)"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -301,36 +255,10 @@ async def test_every_text_stands_out_from_its_background(
     await ada.sees(["see https://example.org/"] * 2)
     await ben.box.press_sequentially("typing")
     await expect(ada.typing).to_have_text("Ben is typing")
-    assert await ada.page.evaluate(_FAINT_TEXTS, 4.5) == []
+    assert await ada.page.evaluate(FAINT_TEXTS, TEXT_CONTRAST_MIN) == []
     await ada.page.get_by_role("button", name="Change name").click()
-    assert await ada.page.evaluate(_FAINT_TEXTS, 4.5) == []
+    assert await ada.page.evaluate(FAINT_TEXTS, TEXT_CONTRAST_MIN) == []
     await context.close()
-
-
-_FAINT_TEXTS = """(min) => {
-    const parse = (color) => color.match(/[\\d.]+/g).map(Number);
-    const luminance = ([r, g, b]) => [r, g, b]
-        .map((part) => part / 255)
-        .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
-        .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
-    const background = (element) => {
-        for (let at = element; at; at = at.parentElement) {
-            const color = parse(getComputedStyle(at).backgroundColor);
-            if ((color[3] ?? 1) === 1) return color;
-        }
-        return [255, 255, 255];
-    };
-    const faint = [];
-    for (const element of document.querySelectorAll("body *")) {
-        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-        if (!own || !element.checkVisibility({ visibilityProperty: true })) continue;
-        const light = luminance(parse(getComputedStyle(element).color));
-        const dark = luminance(background(element));
-        const ratio = (Math.max(light, dark) + 0.05) / (Math.min(light, dark) + 0.05);
-        if (ratio < min) faint.push(`${element.textContent.trim()}: ${ratio.toFixed(2)}`);
-    }
-    return faint;
-}"""
 
 
 async def test_nothing_moves_for_those_who_asked_for_that(
@@ -348,59 +276,7 @@ async def test_nothing_moves_for_those_who_asked_for_that(
     await context.close()
 
 
-# Losing the server.
-
-
-async def test_after_kill_and_restart_every_message_is_there_exactly_once(
-    server: ServerProcess, context: BrowserContext
-) -> None:
-    ada = await Visitor.join(context, server.http_url, "Ada")
-    ben = await Visitor.join(context, server.http_url, "Ben")
-    await ada.write("before")
-    await ben.sees(["before"])
-    for round_ in range(2):
-        await asyncio.to_thread(server.kill)
-        for visitor in (ada, ben):
-            await expect(visitor.page.get_by_role("button", name="Retry now")).to_be_visible()
-        await ada.write(f"from Ada without a server, {round_}")
-        await ben.write(f"from Ben without a server, {round_}")
-        await expect(
-            ada.message(f"from Ada without a server, {round_}").get_by_text("Sending")
-        ).to_be_attached()
-        await asyncio.to_thread(server.start)
-        await api(server, "publish", channel="chat:lobby", data={"text": f"while away, {round_}"})
-        for visitor in (ada, ben):
-            await visitor.is_here()
-            await expect(visitor.texts).to_have_count(4 + 3 * round_, timeout=RECONNECT_TIMEOUT_MS)
-    texts = await stored(server, "lobby")
-    assert sorted(texts) == sorted(set(texts))
-    assert len(texts) == 7
-    for visitor in (ada, ben):
-        await visitor.sees(texts)
-        await expect(visitor.page.locator(".message.sending, .message.failed")).to_have_count(0)
-        await expect(visitor.people.get_by_role("listitem")).to_have_count(2)
-        assert visitor.problems == []
-
-
-async def test_a_stop_is_shown_with_a_countdown_and_retry_now_does_not_wait(
-    server: ServerProcess, context: BrowserContext
-) -> None:
-    visitor = await Visitor.join(context, server.http_url, "Ada", clock=True)
-    await visitor.page.evaluate("Math.random = () => 0.999")
-    assert await asyncio.to_thread(server.terminate) == 0
-    retry = visitor.page.get_by_role("button", name="Retry now")
-    for _ in range(10):
-        await expect(visitor.connection).to_have_text(re.compile(r"Reconnecting in \d+ s"))
-        await visitor.page.clock.fast_forward(20_000)
-    # By now the pauses are so long that it is the button that brings the page back.
-    await expect(visitor.connection).to_have_text(re.compile(r"Reconnecting in (1\d|20) s"))
-    await expect(visitor.page.get_by_role("status")).to_contain_text("What you write meanwhile")
-    await asyncio.to_thread(server.start)
-    await retry.click()
-    await expect(visitor.connection).to_have_text("Connected")
-    await expect(retry).to_be_hidden()
-    await expect(visitor.box).to_be_focused()
-    await expect(visitor.page.get_by_role("status")).to_have_text("Connected again.")
+# Losing the connection.
 
 
 async def test_a_message_whose_reply_is_lost_is_stored_once_and_shown_once(

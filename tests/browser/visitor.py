@@ -1,32 +1,81 @@
 """A person at the chat page, in a browser tab: what they do and what they see."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, expect
+from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, WebSocket, expect
 
 RECONNECT_TIMEOUT_MS = 45_000
 """The page's longest pause between two attempts, the server's answer, and a slow machine."""
 
 # What the browser itself reports about a server that is away, or has no token route.
-_EXPECTED_ERRORS = ("WebSocket connection to", "Failed to load resource")
+_EXPECTED_ERRORS = (
+    "WebSocket connection to",
+    "Failed to load resource",
+    # The page came from another machine, without TLS.
+    "The Cross-Origin-Opener-Policy header has been ignored",
+)
+
+_WATCH = """() => {
+    const texts = (selector) =>
+        [...document.querySelectorAll(selector)].map((at) => at.textContent);
+    const text = (selector) => texts(selector).join("");
+    const seen = [];
+    const look = () => {
+        const now = {
+            kind: document.getElementById("connection").dataset.kind,
+            label: text("#connection-label"),
+            detail: text("#connection-detail"),
+            people: texts("#people .person-name"),
+            notes: texts(".note"),
+            announced: text("#announcer"),
+        };
+        if (JSON.stringify(now) !== JSON.stringify(seen.at(-1))) seen.push(now);
+    };
+    const options = { subtree: true, childList: true, characterData: true, attributes: true };
+    new MutationObserver(look).observe(document.body, options);
+    look();
+    window.seenByTest = seen;
+}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the page showed of the connection and the people for some time."""
+
+    kind: str
+    label: str
+    detail: str
+    people: Sequence[str]
+    notes: Sequence[str]
+    announced: str
 
 
 class Visitor:
-    """One tab. `problems` collects what the page complained about: it should stay empty."""
+    """One tab. `problems` collects what the page complained about: it should stay empty.
+
+    `sent` and `received` have the messages of all its sockets.
+    """
 
     def __init__(self, page: Page, name: str) -> None:
         self.page = page
         self.name = name
         self.problems: list[str] = []
         self.requested: set[str] = set()
+        self.sent: list[str] = []
+        self.received: list[str] = []
         self.people = page.get_by_role("list", name="People here")
         self.log = page.get_by_role("log", name="Messages")
         self.texts = page.locator(".message .text")
         self.typing = page.locator("#typing-text")
         self.connection = page.locator("#connection-label")
+        self.detail = page.locator("#connection-detail")
+        self.retry = page.get_by_role("button", name="Retry now")
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("request", lambda request: self.requested.add(request.url))
+        page.on("websocket", self._socket)
 
     @classmethod
     async def arrive(
@@ -78,11 +127,33 @@ class Visitor:
         """Wait until the messages are these, in this order, each once."""
         await expect(self.texts).to_have_text(list(texts), timeout=RECONNECT_TIMEOUT_MS)
 
+    async def watch(self) -> None:
+        """From now on, write down what the page shows; see `seen`."""
+        await self.page.evaluate(_WATCH)
+
+    async def seen(self) -> list[Sight]:
+        """What the page has shown since `watch`, in order, without repetitions."""
+        seen: list[dict[str, Any]] = await self.page.evaluate("window.seenByTest")
+        return [Sight(**sight) for sight in seen]
+
+    async def kinds(self) -> list[str]:
+        """What the indicator has shown since `watch`, in order, without repetitions."""
+        kinds = [sight.kind for sight in await self.seen()]
+        return [kind for at, kind in enumerate(kinds) if at == 0 or kind != kinds[at - 1]]
+
+    def commands(self, method: str) -> int:
+        """How many commands of this method have been sent."""
+        return sum(frame.count(f'"{method}":{{') for frame in self.sent)
+
     async def overflow(self) -> int:
         """By how many pixels the page is wider than its window."""
         return int(
             await self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         )
+
+    def _socket(self, socket: WebSocket) -> None:
+        socket.on("framesent", lambda frame: self.sent.append(str(frame)))
+        socket.on("framereceived", lambda frame: self.received.append(str(frame)))
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not message.text.startswith(_EXPECTED_ERRORS):
