@@ -119,6 +119,7 @@ async def happens(
     return texts
 
 
+@pytest.mark.patient
 @pytest.mark.timeout(300)
 async def test_an_outage_loses_and_doubles_nothing_and_the_sdk_does_not_notice(
     server: ServerProcess, contexts: Callable[[], Awaitable[BrowserContext]]

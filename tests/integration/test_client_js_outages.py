@@ -100,6 +100,7 @@ async def live_through(
         await client.disconnect()
 
 
+@pytest.mark.patient
 @pytest.mark.timeout(240)
 async def test_the_sdk_does_not_notice_that_the_network_was_away(server: ServerProcess) -> None:
     """For 1, 10 and 60 s, all at the same time."""
