@@ -58,14 +58,15 @@ class Layer(Protocol):
 class _Line:
     """One socket, dialled or open, and what is yet to be written on it."""
 
-    __slots__ = ("drained", "number", "outgoing", "task", "wake", "websocket")
+    __slots__ = ("close_code", "drained", "is_open", "number", "outgoing", "task", "wake")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.outgoing: deque[bytes] = deque()  # bounded by the session's tail
         self.wake = asyncio.Event()
         self.drained = asyncio.Event()
-        self.websocket: WebSocket | None = None
+        self.is_open = False
+        self.close_code = NO_PONG.code  # leaves the session alone
         self.task: asyncio.Task[None] | None = None
 
     def write(self, message: bytes) -> None:
@@ -130,7 +131,7 @@ class Lines:
                 line = self._lines[event.line] = _Line(event.line)
                 line.task = self._spawn(self._run(line))
             elif isinstance(event, Drop):
-                self._spawn(self._hang_up(self._lines[event.line], leaving=event.leaving))
+                self._drop(self._lines[event.line], leaving=event.leaving)
             elif isinstance(event, Began):
                 self._layer.began()
             else:
@@ -164,14 +165,18 @@ class Lines:
         """One line, from dialling to its end."""
         code, reason, retry = ABNORMAL_CLOSURE, "", None
         try:
-            async with self._http.ws_connect(
+            websocket = await self._http.ws_connect(
                 self._url,
                 timeout=ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
                 max_msg_size=RECEIVED_MAX_BYTES,
                 decode_text=False,
-            ) as websocket:
-                line.websocket = websocket
+            )
+            try:
                 code, reason = await self._carry(line, websocket)
+            finally:
+                # By the task that reads: if another one did, this one would close it as well, and
+                # which code went out would be a matter of chance.
+                await _close(websocket, line.close_code)
         except aiohttp.WSServerHandshakeError as error:
             reason = f"HTTP {error.status}"
             retry = _retry_after(error)
@@ -186,6 +191,7 @@ class Lines:
 
     async def _carry(self, line: _Line, websocket: WebSocket) -> tuple[int, str]:
         """Carry messages both ways until the socket ends; returns its close code and reason."""
+        line.is_open = True
         self.session.connected(line.number, self._loop.time())
         self._work()
         writer = self._spawn(self._write(line, websocket))
@@ -217,23 +223,35 @@ class Lines:
                 await line.wake.wait()
         except (aiohttp.ClientError, OSError):
             pass  # the reader sees it as well, and knows more
+        finally:
+            line.drained.set()
 
-    async def _hang_up(self, line: _Line, *, leaving: bool) -> None:
+    def _drop(self, line: _Line, *, leaving: bool) -> None:
         """End a line that the session has done with."""
-        task, websocket = line.task, line.websocket
-        assert task is not None, "dialled"
-        if websocket is not None:
-            try:
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    if leaving:
-                        await line.drained.wait()
-                        await websocket.close(code=_GOODBYE)
-                    else:
-                        # This code leaves the session alone.
-                        await websocket.close(code=NO_PONG.code)
-            except (TimeoutError, aiohttp.ClientError, OSError):
-                pass
+        assert line.task is not None, "dialled"
+        if leaving and line.is_open:
+            self._spawn(self._say_goodbye(line, line.task))
+        else:
+            line.task.cancel()
+
+    async def _say_goodbye(self, line: _Line, task: "asyncio.Task[None]") -> None:
+        """Close a line behind what is written on it."""
+        line.close_code = _GOODBYE
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await line.drained.wait()
+        except TimeoutError:
+            pass
         task.cancel()
+
+
+async def _close(websocket: WebSocket, code: int) -> None:
+    """Close a socket, unless it is closed, and wait neither for a peer nor for a full buffer."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await websocket.close(code=code)
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        pass
 
 
 def _retry_after(error: aiohttp.WSServerHandshakeError) -> float | None:
