@@ -36,8 +36,8 @@ from gateway.client_errors import (
     Disconnected,
     MessageTooBig,
     PublicationsLost,
-    Refused,
     Unsubscribed,
+    UpgradeRefused,
 )
 from gateway.client_messages import (
     MESSAGE_MAX_BYTES,
@@ -74,11 +74,11 @@ __all__ = [
     "Published",
     "Quality",
     "QueueLimits",
-    "Refused",
     "State",
     "StreamPosition",
     "Subscription",
     "Unsubscribed",
+    "UpgradeRefused",
     "connect",
 ]
 

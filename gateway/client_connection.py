@@ -26,7 +26,7 @@ from gateway.client_errors import (
     CommandError,
     ConnectionLost,
     Disconnected,
-    Refused,
+    UpgradeRefused,
 )
 from gateway.client_lines import Lines
 from gateway.client_messages import (
@@ -207,7 +207,7 @@ class Connection:
         """See `client_lines.Layer`."""
         self._failure = error
         if isinstance(error, aiohttp.WSServerHandshakeError):
-            self._failure = Refused(error.status)
+            self._failure = UpgradeRefused(error.status)
             is_final = 300 <= error.status < 500 and error.status not in _TEMPORARY_STATUSES
             if is_final and not self._was_open:
                 # Later it may as well be a proxy whose server is being replaced.

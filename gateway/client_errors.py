@@ -2,7 +2,7 @@
 
     ClientError
      ├── CannotConnect         no connection came about in the time given
-     │    └── Refused          the server answered the upgrade with a status that will not change
+     │    └── UpgradeRefused   the server answered the upgrade with a status that stays
      ├── Closed                the client was closed by its owner
      │    └── Disconnected     the server closed it, and doesn't want it back
      ├── ConnectionLost        a command may have been carried out or not: its reply got lost
@@ -23,7 +23,7 @@ class CannotConnect(ClientError):
     """No connection came about in the time given; the last failure is the cause."""
 
 
-class Refused(CannotConnect):
+class UpgradeRefused(CannotConnect):
     """The server answered with an HTTP status instead of a WebSocket."""
 
     def __init__(self, status: int) -> None:

@@ -19,11 +19,11 @@ from gateway.client import (
     Publication,
     PublicationsLost,
     QueueLimits,
-    Refused,
     State,
     StreamPosition,
     Subscription,
     Unsubscribed,
+    UpgradeRefused,
     connect,
 )
 from tests.integration.conftest import StartServer
@@ -517,7 +517,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_a_wrong_address_is_refused_at_once(server: ServerProcess) -> None:
-    with pytest.raises(Refused) as raised:
+    with pytest.raises(UpgradeRefused) as raised:
         async with connect(f"ws://127.0.0.1:{server.port}/elsewhere", mint("alice")):
             raise AssertionError("nothing is there")
 
