@@ -47,6 +47,7 @@ from gateway.client_messages import (
     PresenceStats,
     PublishResult,
     RPCResult,
+    decode_value,
 )
 from gateway.client_subscription import Publication, QueueLimits, Subscription
 from gateway.client_tokens import Tokens, TokenSource
@@ -210,13 +211,17 @@ class Gateway:
         request: dict[str, object] = {"channel": channel, "limit": limit, "reverse": reverse}
         if since is not None:
             request["since"] = since
-        result: HistoryResult = await self._connection.calls.call(
-            "history", request, repeatable=True
+
+        def read(result: HistoryResult) -> History:
+            return History(
+                tuple(Publication.read(channel, message) for message in result.publications),
+                StreamPosition(result.offset, result.epoch),
+            )
+
+        history: History = await self._connection.calls.call(
+            "history", request, read, repeatable=True
         )
-        return History(
-            tuple(Publication.read(channel, message) for message in result.publications),
-            StreamPosition(result.offset, result.epoch),
-        )
+        return history
 
     async def presence(self, channel: str) -> dict[str, ClientInfo]:
         """Who is in the channel, by client id."""
@@ -238,10 +243,13 @@ class Gateway:
         It is called once while the session lasts. If that is lost before the answer came, a
         `repeatable` call is made again, and any other raises ConnectionLost: it may have happened.
         """
-        result: RPCResult = await self._connection.calls.call(
-            "rpc", {"method": method, "data": data}, repeatable=repeatable
+        return await self._connection.calls.call(
+            "rpc", {"method": method, "data": data}, _read_answer, repeatable=repeatable
         )
-        return result.data
+
+
+def _read_answer(result: RPCResult) -> Any:
+    return decode_value(result.data)
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ _ID_MAX: Final = 2**32 - 1
 
 
 class _Call:
-    __slots__ = ("frame", "future", "method", "repeatable", "sent", "took")
+    __slots__ = ("frame", "future", "method", "repeatable", "sent", "take")
 
     def __init__(
         self,
@@ -32,13 +32,13 @@ class _Call:
         frame: bytes,
         future: "asyncio.Future[Any]",
         repeatable: bool,
-        took: Callable[[Any], None] | None,
+        take: Callable[[Any], Any] | None,
     ) -> None:
         self.method = method
         self.frame = frame
         self.future = future
         self.repeatable = repeatable
-        self.took = took
+        self.take = take
         self.sent = False  # on the present connection
 
 
@@ -57,26 +57,30 @@ class Calls:
         return len(self._calls)
 
     async def call(
-        self, method: str, request: Mapping[str, object], *, repeatable: bool = False
+        self,
+        method: str,
+        request: Mapping[str, object],
+        take: Callable[[Any], Any] | None = None,
+        *,
+        repeatable: bool = False,
     ) -> Any:
         """Send a command as soon as there is a connection and its turn has come; gives the result.
 
-        Raises what `client_errors` says. Cancelled before it was sent, it never will be.
+        `take` gets the result before anything that comes behind it is looked at, and may make
+        another one of it. Raises what `client_errors` says. Cancelled before the command was sent,
+        it never will be.
         """
         async with self._turns:
-            return await self._call(method, request, repeatable=repeatable)
+            return await self._call(method, request, take, repeatable=repeatable)
 
     async def call_now(
         self,
         method: str,
         request: Mapping[str, object],
-        took: Callable[[Any], None] | None = None,
+        take: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """Send a command ahead of those that wait; only while there is a connection.
-
-        `took` gets the result before anything that comes behind it is looked at.
-        """
-        return await self._call(method, request, took=took, now=True)
+        """The same, ahead of those that wait; only while there is a connection."""
+        return await self._call(method, request, take, now=True)
 
     def tell(self, method: str, request: Mapping[str, object]) -> None:
         """Send a command whose reply nobody waits for; only while there is a connection."""
@@ -86,9 +90,9 @@ class Calls:
         self,
         method: str,
         request: Mapping[str, object],
+        take: Callable[[Any], Any] | None,
         *,
         repeatable: bool = False,
-        took: Callable[[Any], None] | None = None,
         now: bool = False,
     ) -> Any:
         if self._error is not None:
@@ -97,7 +101,7 @@ class Calls:
         frame = encode_command(call_id, method, request)
         if len(frame) > MESSAGE_MAX_BYTES:
             raise MessageTooBig(len(frame), MESSAGE_MAX_BYTES)
-        call = _Call(method, frame, asyncio.get_running_loop().create_future(), repeatable, took)
+        call = _Call(method, frame, asyncio.get_running_loop().create_future(), repeatable, take)
         self._calls[call_id] = call
         if self._is_open or now:
             call.sent = True
@@ -153,9 +157,7 @@ class Calls:
         result = getattr(message, call.method)
         if result is None:
             raise MalformedMessage(f"the reply to {call.method} is another one's")
-        if call.took is not None:
-            call.took(result)
-        call.future.set_result(result)
+        call.future.set_result(result if call.take is None else call.take(result))
 
 
 def _fail(call: _Call, error: ClientError) -> None:

@@ -184,12 +184,14 @@ class Connection:
         """See `client_lines.Layer`."""
         self.is_open = False
         self._stop_tasks()
-        self._failure = Disconnected(loss.code, loss.reason)
         self.calls.lost()
         for subscription in list(self._subscriptions.values()):
             subscription.lost()
-        if loss.final:
-            self.close(self._failure)
+        if loss.code:
+            disconnected = Disconnected(loss.code, loss.reason)
+            self._failure = disconnected
+            if loss.final:
+                self.close(disconnected)
 
     def received(self, frame: bytes) -> None:
         """See `client_lines.Layer`."""

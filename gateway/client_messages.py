@@ -4,6 +4,7 @@ The server's side of the same is `protocol.codec`. Payloads of publications stay
 wants them.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -106,7 +107,7 @@ class PresenceStats(Struct, frozen=True, gc=False):
 class RPCResult(Struct, frozen=True):
     """`rpc`."""
 
-    data: Any = None
+    data: Raw = _NULL
 
 
 class Lifetime(Struct, frozen=True, gc=False):
@@ -159,8 +160,6 @@ class MalformedMessage(Exception):
 
 
 _decode = msgspec.json.Decoder(ServerMessage).decode
-encode_value = msgspec.json.encode
-decode_value = msgspec.json.decode
 
 
 def decode_messages(frame: bytes) -> list[ServerMessage]:
@@ -168,6 +167,20 @@ def decode_messages(frame: bytes) -> list[ServerMessage]:
     try:
         return [_decode(line) for line in frame.split(b"\n") if line and not line.isspace()]
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise MalformedMessage(str(error)) from None
+
+
+def decode_value(raw: Raw) -> Any:
+    """Somebody's payload. Raises `MalformedMessage`."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeError):
+        pass
+    # Valid JSON may have numbers that msgspec won't make floats of, such as 1e999; and whoever
+    # publishes one must not stop those who listen.
+    try:
+        return json.loads(bytes(raw))
+    except (ValueError, RecursionError) as error:
         raise MalformedMessage(str(error)) from None
 
 

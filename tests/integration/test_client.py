@@ -502,7 +502,7 @@ async def test_a_getter_that_never_succeeds_is_the_cause(server: ServerProcess) 
         async with connect(server.ws_url, get_token, timeout=0.2):
             raise AssertionError("without a token")
 
-    assert raised.value.__cause__ is not None
+    assert raised.value.__cause__ is failure
 
 
 # --- connecting and ending ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -311,7 +312,16 @@ async def test_error_replies_tell_whether_to_try_again(server: ScriptedGateway) 
 
 
 @pytest.mark.parametrize(
-    "nonsense", [b"nonsense", b'{"id":"one"}', b'{"push":[]}', b'{"id":2,"publish":{}}', b"[]"]
+    "nonsense",
+    [
+        b"nonsense",
+        b'{"id":"one"}',
+        b'{"push":[]}',
+        b'{"id":2,"publish":{}}',
+        b"[]",
+        b"[" * 5000,
+        b'{"id":2,"rpc":{"data":' + b"1" * 5000 + b"}}",
+    ],
 )
 async def test_a_server_that_speaks_otherwise_is_left_and_tried_again(
     server: ScriptedGateway, caplog: pytest.LogCaptureFixture, nonsense: bytes
@@ -327,6 +337,18 @@ async def test_a_server_that_speaks_otherwise_is_left_and_tried_again(
 
         assert await waiting == 1
     assert "isn't of this protocol" in caplog.text
+
+
+async def test_numbers_that_no_float_can_hold_harm_nobody(server: ScriptedGateway) -> None:
+    """They are valid JSON, and so anybody may publish them."""
+    async with begun(server) as (gw, line):
+        messages, (entering, command) = await subscribed(gw, line)
+        await line.answer(command)
+        await entering
+        huge = b"[1e999,-1e999,%d]" % 10**40
+        await line.say(b'{"push":{"channel":"c","pub":{"data":%b}}}' % huge)
+
+        assert (await anext(messages)).data == [math.inf, -math.inf, 10**40]
 
 
 # --- lines ----------------------------------------------------------------------------------------
