@@ -101,6 +101,10 @@ class TaskLoop(FakeLoop):
         """See asyncio."""
         return self.call_at(self.now + delay, callback, *args, context=context)
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Let the test see it, also what is no exception: a task that nobody waited for."""
+        raise context.get("exception") or AssertionError(context["message"])
+
     def turn(self) -> None:
         """Run what is due, once, as the running loop."""
         with _running(self):
