@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 from gateway.client_calls import Calls
 from gateway.client_errors import (
     ClientError,
+    Closed,
     CommandError,
     ConnectionLost,
     PublicationsLost,
@@ -254,10 +255,7 @@ class Subscription:
         self._host.remove(self)
         self._stop_tasks()
         if self._joined is not None and not self._joined.done():
-            if error is None:
-                self._joined.cancel()
-            else:
-                self._joined.set_exception(error)
+            self._joined.set_exception(error or Closed("the subscription was left"))
         self._wake()
 
     # --- how --------------------------------------------------------------------------------------

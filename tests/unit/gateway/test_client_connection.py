@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from gateway.client import (
+    Closed,
     CommandError,
     ConnectionLost,
     DeclaredBackoff,
@@ -442,6 +443,64 @@ async def test_a_subscription_that_may_work_later_is_tried_again(server: Scripte
 
         assert (await anext(messages)).data == 1
         assert messages.position is None
+
+
+async def test_a_subscription_may_be_left_before_it_has_joined(server: ScriptedGateway) -> None:
+    async with begun(server) as (gw, line):
+        messages, (entering, _) = await subscribed(gw, line)
+        messages.leave()
+
+        with pytest.raises(Closed):
+            await entering
+        assert (await line.hear("unsubscribe"))["unsubscribe"] == {"channel": "c"}
+
+
+async def test_a_subscription_waits_for_the_next_connection(server: ScriptedGateway) -> None:
+    """Whether the last one was lost before it could ask, or while it did."""
+    async with begun(server) as (gw, line):
+        _, (first, _) = await subscribed(gw, line, "first")
+        await line.close(3011, "force reconnect")
+        await gw.wait_for(State.WAITING, State.CONNECTING)
+        second = start(gw.subscribe("second").__aenter__())
+        again = await server.accept()
+        await again.greet("c2")
+        for _ in range(2):
+            await again.answer(await again.hear("subscribe"))
+
+        assert {(await first).channel, (await second).channel} == {"first", "second"}
+
+
+async def test_a_channel_may_lose_its_log(server: ScriptedGateway) -> None:
+    async with begun(server) as (gw, line):
+        messages = await joined(gw, line)
+        again = await lose_session(server, line)
+        await again.answer(await again.hear("subscribe"))
+        await again.push("c", pub={"data": 1})
+
+        with pytest.raises(PublicationsLost) as raised:
+            await anext(messages)
+        assert (raised.value.first, raised.value.last) == (None, None)
+        assert messages.position is None
+        assert (await anext(messages)).data == 1
+
+
+async def test_a_getter_of_a_channel_that_fails_is_asked_again(
+    server: ScriptedGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes: Iterator[str | ValueError] = iter([ValueError("no"), "second"])
+
+    async def get_token() -> str:
+        outcome = next(outcomes)
+        if isinstance(outcome, ValueError):
+            raise outcome
+        return outcome
+
+    async with begun(server) as (gw, line):
+        _, (entering, command) = await subscribed(gw, line, token=get_token)
+        assert command["subscribe"] == {"channel": "c", "token": "second"}
+        await line.answer(command)
+        await entering
+    assert "there is no token for c" in caplog.text
 
 
 async def test_a_subscription_joins_again_where_it_was(server: ScriptedGateway) -> None:
