@@ -13,7 +13,7 @@ from gateway.protocol.actions import Published, Publishing
 from gateway.protocol.channels import ChannelOptions
 from gateway.protocol.codec import StreamPosition, publication
 from gateway.protocol.codes import INTERNAL, UNRECOVERABLE, ErrorCode
-from gateway.protocol.frames import Opcode
+from gateway.protocol.frames import Opcode, text_frame
 from gateway.streams import LogPage, LogUnavailable, Streams
 
 
@@ -260,6 +260,10 @@ class SessionReader(Reader):
         self.tail.append((frames, count))
         if self.attached:
             self._write(frames)
+
+    def note(self, push: bytes) -> None:
+        """Put a push of its own into the tail."""
+        self._record(text_frame(push), 1)
 
     def position_lost(self, channel: str) -> bool:
         """See `channel.Subscriber`."""
