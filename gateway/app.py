@@ -60,7 +60,9 @@ from store.sessions import session_key
 
 logger = logging.getLogger(__name__)
 
-BACKLOG: Final = 4096  # connections that the kernel holds while we are busy with others
+# Connections that the kernel holds while we are busy with others. It is a line that nobody sees
+# (the loop accepts one a turn): at 500 clients a second, the last in it waits for a second.
+BACKLOG: Final = 512
 BODY_MAX_BYTES: Final = 16 * 1024 * 1024  # of a server API request: a broadcast to many channels
 EMBEDDED_CHECK_INTERVAL: Final = 1.0  # seconds
 SCRAPE_PING_TIMEOUT: Final = 1.0  # seconds; Prometheus itself waits for ten

@@ -1,6 +1,7 @@
 """A transport without a socket: it keeps what is written, and is full when the test says so."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,12 @@ class RecordingTransport(asyncio.Transport):
     Nothing is called back by itself: `lose` tells the protocol that the socket is gone.
     """
 
-    def __init__(self, peer: tuple[str, int] | None = ("192.0.2.1", 4711)) -> None:
-        super().__init__({"peername": peer})
+    def __init__(
+        self,
+        peer: tuple[str, int] | None = ("192.0.2.1", 4711),
+        end: socket.socket | None = None,
+    ) -> None:
+        super().__init__({"peername": peer, "socket": end})
         self.written: list[bytes] = []
         self.reading = True
         self.closing = False

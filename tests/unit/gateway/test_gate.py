@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -101,9 +102,9 @@ class Entrance:
         self.given_away.append(asyncio.Protocol())
         return self.given_away[-1]
 
-    def connect(self) -> tuple[Gate, RecordingTransport]:
+    def connect(self, end: socket.socket | None = None) -> tuple[Gate, RecordingTransport]:
         gate = Gate(self.reception)
-        transport = RecordingTransport()
+        transport = RecordingTransport(end=end)
         transport.set_protocol(gate)
         gate.connection_made(transport)
         return gate, transport
@@ -158,6 +159,22 @@ def test_an_upgrade_that_comes_alone_is_answered_at_once(entrance: Entrance) -> 
 
     assert transport.take().startswith(b"HTTP/1.1 101 ")
     assert entrance.received == 1
+
+
+def test_an_upgrade_whose_client_has_left_already_is_not_granted(entrance: Entrance) -> None:
+    """As those do that waited in the kernel for longer than they wanted to wait."""
+    for has_left in (False, True):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(b"nobody reads this before the gate does")
+            if has_left:
+                theirs.close()
+            gate, transport = entrance.connect(ours)
+            gate.data_received(UPGRADE)
+
+            assert transport.aborted is has_left
+            assert bool(transport.take()) is not has_left
+            assert entrance.received == 1
 
 
 def test_an_upgrade_waits_for_its_turn(entrance: Entrance) -> None:
