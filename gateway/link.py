@@ -224,6 +224,7 @@ class _NoLink(Link):
     """Stands where a link was: takes nothing, and is never heard of."""
 
     def __init__(self) -> None:
+        self._owner = None
         self.closing = True
         self.lost = True
         self.paused = True
