@@ -15,6 +15,8 @@ from store.sessions import SavedRow
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
+_IS_ANYBODY_WAITING = "select wait_event_type = 'Lock' from pg_stat_activity where pid = $1"
+
 
 @pytest.fixture
 async def connection(database_url: str) -> AsyncIterator[Connection]:
@@ -30,9 +32,7 @@ def rows(count: int, *, expires_at: datetime = NOW + HOUR, state: bytes = b"x") 
 # --- the key ------------------------------------------------------------------------------------
 
 
-async def test_the_first_process_makes_the_key_and_all_others_use_it(
-    connection: Connection,
-) -> None:
+async def test_the_first_process_makes_the_key_for_all(connection: Connection) -> None:
     assert await sessions.session_key(connection, b"first") == b"first"
     assert await sessions.session_key(connection, b"second") == b"first"
     assert await connection.fetchval("select count(*) from session_keys") == 1
@@ -53,15 +53,18 @@ async def test_processes_that_start_together_agree(database_url: str) -> None:
     assert len(set(keys)) == 1
 
 
-async def test_one_that_meets_an_uncommitted_key_waits_for_it(database_url: str) -> None:
+async def test_one_that_meets_an_uncommitted_key_waits_for_it(
+    database_url: str, connection: Connection
+) -> None:
+    watcher = connection
     first, second = await connect(database_url), await connect(database_url)
     try:
         transaction = first.transaction()
         await transaction.start()
         assert await sessions.session_key(first, b"first") == b"first"
         waiting = asyncio.ensure_future(sessions.session_key(second, b"second"))
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
+        while not await watcher.fetchval(_IS_ANYBODY_WAITING, second.get_server_pid()):
+            assert not waiting.done()
         await transaction.commit()
         assert await waiting == b"first"
     finally:
@@ -102,7 +105,7 @@ async def test_it_is_taken_once(connection: Connection) -> None:
 
 
 async def test_two_that_take_at_once_share_nothing(database_url: str) -> None:
-    """Two processes of one name are a mistake of their operator, and no session of theirs doubles."""
+    """Two processes of one name are their operator's mistake, and no session doubles by it."""
     first, second = await connect(database_url), await connect(database_url)
     try:
         await sessions.save(first, "one", rows(50))
