@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.protocol.channels import ChannelOptions
-from gateway.protocol.client import Phase
+from gateway.protocol.client_base import Phase
 from gateway.protocol.codes import INTERNAL, NO_PONG, SHUTDOWN
 from gateway.protocol.subscription import Joined, Subscription
 from tests.support.recording import START, World, connect_grant, make_rules, subscribe_grant

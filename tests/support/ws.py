@@ -139,6 +139,8 @@ class Client(asyncio.Protocol):
         A small `receive_buffer_bytes` makes the server notice soon when this client doesn't read.
         """
         parts = urlsplit(url)
+        assert parts.hostname is not None, url
+        assert parts.port is not None, url
         self = cls(url)
         async with asyncio.timeout(DEADLINE):
             transport, _ = await asyncio.get_running_loop().create_connection(
