@@ -21,7 +21,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway import logs
-from gateway.acceptance import AcceptControl
+from gateway.acceptance import AcceptControl, accept_queue
 from gateway.auth import TokenVerifier, mint
 from gateway.broker.memory import MemoryBroker
 from gateway.connection import Services
@@ -318,6 +318,7 @@ async def _listen(
         handshake_timeout=settings.handshake_timeout,
         trusted_proxies=tuple(settings.trusted_proxies),
     )
+    gateway.services.acceptance.watch(lambda: accept_queue(listener))
     application.router.add_route("*", WEBSOCKET_PATH, upgrade_route(reception))
     _add_routes(application, inner, settings, gateway)
     await runner.setup()

@@ -230,7 +230,7 @@ ACCEPT_RATE: Final = Gauge(
 )
 ARRIVALS_WAITING: Final = Gauge(
     "capegate_arrivals_waiting",
-    "Upgrades and first messages that wait for a later turn of the event loop.",
+    "Connections in the kernel's line, upgrades and first messages that wait for their turn.",
     registry=REGISTRY,
 )
 ACCEPT_BACKLOG: Final = Gauge(

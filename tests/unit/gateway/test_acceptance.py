@@ -4,7 +4,10 @@ Work takes as long as the test says, on a clock of its own.
 """
 
 import logging
+import socket
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,6 +19,7 @@ from gateway.acceptance import (
     BRAKE,
     BRAKE_MIN,
     LAG_TARGET,
+    OUTSIDE_MIN,
     QUEUE_MAX,
     RATE_MAX,
     RATE_MIN,
@@ -25,6 +29,7 @@ from gateway.acceptance import (
     TURN_BUDGET,
     AcceptControl,
     Arrival,
+    accept_queue,
 )
 from gateway.protocol.admission import BACKLOG_MAX, SLOT_FORGOTTEN, SLOT_LATE, SLOT_MIN, WAIT_MAX
 from metrics import instruments
@@ -374,6 +379,44 @@ def test_when_somebody_always_waited_what_was_done_is_the_capacity() -> None:
     assert full.control.statistics().explained == pytest.approx(1 / 3, rel=0.05)
 
 
+def serve_one_a_turn(node: Node, seconds: float, outside: int) -> None:
+    """Nobody waits here; half of the time goes into what nobody measures."""
+    node.control.watch(lambda: outside)
+    end = node.now + seconds
+    while node.now < end:
+        for _ in range(100):
+            before = node.clock
+            node.upgrades(1, 0.5 * MS)
+            node.arrival(Arrival.CONNECT, 0.5 * MS)
+            node.loop.turn()
+            node.loop.now += 2 * (node.clock - before)
+        node.control.observe_lag(0.0)
+
+
+def test_who_waits_in_the_kernel_waits_too() -> None:
+    """The loop accepts one connection a turn, so under load most of the line is there."""
+    full, busy = node(), node()
+    before = full.control.statistics().explained
+    serve_one_a_turn(full, 5.0, outside=OUTSIDE_MIN)
+    serve_one_a_turn(busy, 5.0, outside=OUTSIDE_MIN - 1)
+
+    assert full.control.statistics().explained == pytest.approx(0.5, rel=0.05)
+    assert busy.control.statistics().explained == before
+
+
+def test_one_look_at_a_line_is_not_enough() -> None:
+    full = node()
+    before = full.control.statistics().explained
+    lengths = iter([100, 0] * 50)
+    full.control.watch(lambda: next(lengths))
+    for _ in range(50):
+        full.upgrades(1)
+        full.loop.turn()
+        full.interval()
+
+    assert full.control.statistics().explained == before
+
+
 def test_refusals_are_part_of_what_can_be_done() -> None:
     """Or a node that refuses would believe itself slow, and refuse the more."""
     full = node(rate_max=20)
@@ -681,8 +724,30 @@ def test_gauges_show_what_is_so_now() -> None:
 
     assert value("accept_rate", kind="connect") == 100.0
     assert value("accept_rate", kind="resume") == 100.0
-    assert value("arrivals_waiting") == 9
+    shown.control.watch(lambda: 5)
+    assert value("arrivals_waiting") == 9 + 5
     assert value("accept_backlog_seconds") == pytest.approx(0.21)
+
+
+def test_the_kernels_line_is_counted_where_the_kernel_tells() -> None:
+    tells = sys.platform == "linux"
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        assert accept_queue(listener) == 0
+        for _ in range(5):
+            client = stack.enter_context(socket.socket())
+            client.connect(listener.getsockname())
+        assert accept_queue(listener) == (5 if tells else 0)
+        stack.enter_context(listener.accept()[0])
+        assert accept_queue(listener) == (4 if tells else 0)
+
+
+def test_a_socket_that_does_not_listen_has_no_line() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        assert accept_queue(other) == 0
+    assert accept_queue(other) == 0  # closed
 
 
 def test_the_operators_page_has_these_numbers() -> None:
