@@ -162,7 +162,9 @@ class Page {
     if (!this.#identity || !this.#gateway) return;
     this.#open(room);
     rememberRooms([...this.#conversations.keys()]);
-    this.#draw();
+    // At once: what is typed next belongs to this room, and the draft before it to the other.
+    this.#showTitle();
+    this.#drawNow();
   }
 
   /** @param {string} room */

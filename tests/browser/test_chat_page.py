@@ -269,8 +269,8 @@ async def test_nothing_moves_for_those_who_asked_for_that(
     ada = await Visitor.join(context, url, "Ada")
     ben = await Visitor.join(context, url, "Ben")
     await ben.write("hello")
+    await ada.sees(["hello"])  # What was written ends what was being typed.
     await ben.box.press_sequentially("typing")
-    await ada.sees(["hello"])
     await expect(ada.typing).to_have_text("Ben is typing")
     assert await ada.page.evaluate("document.getAnimations().length") == 0
     await context.close()
