@@ -200,16 +200,13 @@ class CatchUp:
             return
         pieces = _pieces(channel.name_json, _up_to(publications, channel.top))
         for subscriber in followers:
-            behind = catching_up.get(subscriber)
             for last, piece in pieces:
-                if behind is None:
-                    break  # it ended, by what was written to another
-                # Noted before it is written: the write may fill its socket, which parks it.
-                moved = catching_up[subscriber] = Behind(last, behind.transients)
-                self._out.write(subscriber, piece)
                 behind = catching_up.get(subscriber)
-                if behind is not moved:
-                    break
+                if behind is None:
+                    break  # parked or gone, by the last write to it or to another
+                # Noted first: if the write fills its socket, it is parked where it will be.
+                catching_up[subscriber] = Behind(last, behind.transients)
+                self._out.write(subscriber, piece)
         self._out.flush()
         for subscriber in followers:
             behind = catching_up.get(subscriber)

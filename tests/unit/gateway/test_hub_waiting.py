@@ -559,6 +559,40 @@ async def test_a_slow_reader_takes_the_pump_no_time(hub: Hub, log: Logbook) -> N
     await until(lambda: len(reader.offsets(CHAT)) == 8)
 
 
+async def test_whoever_fills_up_while_another_is_written_to_waits_as_well(
+    hub: Hub, log: Logbook
+) -> None:
+    first, second = [await reader_in(hub, CHAT) for _ in range(2)]
+    for reader in (first, second):
+        await joined(hub, reader, LIVE, PLAIN)
+        reader.pause()
+    hub.deliver_committed(log.write(CHAT, 8))
+    hub.forget_tail(CHAT)
+    for reader in (first, second):
+        reader.resume()
+    first.room = 1
+    original = first._write
+
+    def publish_and_write(data: bytes) -> None:
+        # Pausing it writes what is pending, and that is one write too many for the other.
+        second.room = 1
+        hub.deliver_transient(transient(1))
+        original(data)
+
+    first._write = publish_and_write  # type: ignore[method-assign]
+    await until(lambda: first.paused)
+    first._write = original  # type: ignore[method-assign]
+    assert second.paused
+    await settle()
+    assert [data_of(reader, LIVE) for reader in (first, second)] == [[1], [1]]
+    assert second.offsets(CHAT) == []
+
+    for reader in (first, second):
+        reader.resume()
+    await until(lambda: len(first.offsets(CHAT)) == len(second.offsets(CHAT)) == 8)
+    assert first.offsets(CHAT) == second.offsets(CHAT) == list(range(1, 9))
+
+
 # --- joins and leaves ---------------------------------------------------------------------------
 
 
