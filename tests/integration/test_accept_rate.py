@@ -130,17 +130,22 @@ async def test_those_beyond_the_rate_are_received_in_their_slots(
 async def test_whoever_comes_early_gets_a_fresh_slot(server: ServerProcess) -> None:
     await calm(server)
     _, slots = await herd(server, BURST + 60)
-    before = events(await scrape(server))
     address, slot = max(slots.items(), key=lambda told: told[1])
+    before = events(await scrape(server))
+    # What has become free meanwhile is taken by those who come right before it.
+    others = [next(_addresses) for _ in range(BURST + 10)]
     loop = asyncio.get_running_loop()
-    async with newcomers(server, [address]) as (peer,):
-        ended = await outcome(peer)
+    async with newcomers(server, [*others, address]) as peers:
+        early = await outcome(peers[-1])
+        at = loop.time()
+        told = [ended for peer in peers[:-1] if (ended := await outcome(peer)) is not None]
 
-    assert ended is not None
-    assert loop.time() + ended.advice["retry"] / 1000 > slot
+    assert early is not None
+    assert at < slot < at + early.advice["retry"] / 1000
+    assert all(early.advice["retry"] > ended.advice["retry"] for ended in told)
     after = events(await scrape(server))
     assert after["early"] == before["early"] + 1
-    assert after["handed_out"] == before["handed_out"] + 1
+    assert after["handed_out"] == before["handed_out"] + 1 + len(told)
 
 
 async def test_a_session_is_resumed_while_newcomers_are_sent_away(server: ServerProcess) -> None:
