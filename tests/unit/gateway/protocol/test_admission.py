@@ -402,6 +402,17 @@ def test_who_resumes_does_so_before_newcomers() -> None:
     assert received(admissions.resume(None, NOW))
 
 
+def test_who_resumes_takes_as_much_from_newcomers_as_it_costs() -> None:
+    admissions = Admissions(PACE)
+    for _ in range(50):
+        admissions.resume(None, NOW)
+
+    # At 1,000 to 400 a second, five resumptions are two connects.
+    left = BURST_CONNECTS - 20
+    verdicts = [admissions.connect(ALICE, None, NOW) for _ in range(left + 1)]
+    assert [received(verdict) for verdict in verdicts] == [True] * left + [False]
+
+
 def test_slots_of_newcomers_are_pushed_back_by_those_who_resume() -> None:
     admissions = Admissions(PACE)
     first = admissions.promise(None, NOW, resumes=False)
