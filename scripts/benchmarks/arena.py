@@ -105,7 +105,7 @@ async def arena(folder: Path, cores: Cores) -> AsyncIterator[Arena]:
     began, busy_before = time.monotonic(), procfs.machine_busy_seconds()
     async with (
         gateway(folder, SETTINGS, cores.server) as server,
-        _bare(cores) as (bare_pid, bare_port),
+        bare(cores) as (bare_pid, bare_port),
         LoadProcess.start(Target(server.port, server.pid, server.secret), cores.load) as ours,
         LoadProcess.start(Target(bare_port, bare_pid), cores.load) as theirs,
     ):
@@ -119,7 +119,8 @@ async def arena(folder: Path, cores: Cores) -> AsyncIterator[Arena]:
 
 
 @asynccontextmanager
-async def _bare(cores: Cores) -> AsyncIterator[tuple[int, int]]:
+async def bare(cores: Cores) -> AsyncIterator[tuple[int, int]]:
+    """Starts the baseline server; gives its process and its port."""
     arguments = ["-m", "scripts.benchmarks.bare"]
     async with child(arguments, stdin=asyncio.subprocess.PIPE) as process:
         port = int(await printed_line(process))

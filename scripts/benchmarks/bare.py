@@ -7,6 +7,9 @@ A connection says in its first line what it is: `subscribe CHANNEL`, `publish CH
 to every subscriber: through uvloop's `transport.write` for `publish`, through one bare `send`
 system call per subscriber for `send`. There is no framing, no decoding, no queue, no timer: the
 least that a Python server can do for a delivery, an open connection or a connect.
+
+`ping SECONDS` is the exception: all such connections are written some bytes once in that time, a
+few at each tick of one timer, and what they answer is read.
 """
 
 import asyncio
@@ -22,16 +25,21 @@ import uvloop
 # As much as any of the servers compared listens with.
 _BACKLOG = 1024
 
+# What a ping of the gateway is about as long as, and how often its wheel turns.
+_PING = b"?" * 100
+_TICK = 0.25
+
 Members = dict[asyncio.Transport, None]
 
 
 class Bare(asyncio.Protocol):
     """One connection."""
 
-    __slots__ = ("_channels", "_members", "_relay", "_transport")
+    __slots__ = ("_channels", "_members", "_pinger", "_relay", "_transport")
 
-    def __init__(self, channels: defaultdict[bytes, Members]) -> None:
+    def __init__(self, channels: defaultdict[bytes, Members], pinger: "Pinger") -> None:
         self._channels = channels
+        self._pinger = pinger
         self._members: Members | None = None
         self._relay: Callable[[bytes], None] | None = None
 
@@ -49,6 +57,9 @@ class Bare(asyncio.Protocol):
         if role == b"subscribe":
             members[self._transport] = None
             self._members = members
+        elif role == b"ping":
+            self._pinger.add(self._transport, float(channel))
+            self._relay = _ignore
         elif role == b"publish":
             self._relay = by_transport(members)
         elif role == b"send":
@@ -61,6 +72,40 @@ class Bare(asyncio.Protocol):
         """Forgets a subscriber."""
         if self._members is not None:
             del self._members[self._transport]
+
+
+class Pinger:
+    """Writes to many transports, each once in an interval, in turn."""
+
+    def __init__(self) -> None:
+        self._transports: list[asyncio.Transport] = []
+        self._interval = 0.0
+        self._next = 0.0  # whose turn it is, as a fraction of all
+
+    def add(self, transport: asyncio.Transport, interval: float) -> None:
+        """Ping one more from now on; all have the same interval."""
+        if not self._transports:
+            self._interval = interval
+            self._arm()
+        self._transports.append(transport)
+
+    def _arm(self) -> None:
+        asyncio.get_running_loop().call_later(_TICK, self._tick)
+
+    def _tick(self) -> None:
+        self._arm()
+        count = len(self._transports)
+        first = int(self._next * count)
+        self._next += _TICK / self._interval
+        for number in range(first, int(self._next * count)):
+            transport = self._transports[number % count]
+            if not transport.is_closing():  # all go at once, at the end
+                transport.write(_PING)
+        self._next %= 1.0
+
+
+def _ignore(data: bytes) -> None:
+    """What is to be done with the answer to a ping."""
 
 
 def by_transport(members: Members) -> Callable[[bytes], None]:
@@ -93,7 +138,10 @@ async def main() -> None:
     """Serves until standard input ends."""
     loop = asyncio.get_running_loop()
     channels: defaultdict[bytes, Members] = defaultdict(dict)
-    server = await loop.create_server(lambda: Bare(channels), "127.0.0.1", 0, backlog=_BACKLOG)
+    pinger = Pinger()
+    server = await loop.create_server(
+        lambda: Bare(channels, pinger), "127.0.0.1", 0, backlog=_BACKLOG
+    )
     input_ended = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(input_ended), sys.stdin)
     print(server.sockets[0].getsockname()[1], flush=True)

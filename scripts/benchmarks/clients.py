@@ -24,6 +24,7 @@ _CONNECT_TIMEOUT = 5.0
 _PORTS_PER_ADDRESS = 10_000
 _BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>; the socket module names it from Python 3.12 on
 
+_ANSWER = b"!" * 60
 _REPLY_ID = re.compile(rb'"id":(\d+)')
 
 
@@ -260,6 +261,16 @@ class Publisher(Client):
             raise self.failure
         if self.closed:
             raise ConnectionFailed("a publisher's connection ended")
+
+
+class Answerer(Client):
+    """A client of the baseline that answers whatever comes."""
+
+    __slots__ = ()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """About as many bytes as the answer to a ping of the gateway."""
+        self.transport.write(_ANSWER)
 
 
 class Bystander(Client):

@@ -142,6 +142,11 @@ class BareDialect:
         """One line."""
         return (Step(f"subscribe {channel}\n".encode(), _is_ok),)
 
+    @staticmethod
+    def pinged(interval: float) -> Sequence[Step]:
+        """One line."""
+        return (Step(f"ping {interval}\n".encode(), _is_ok),)
+
     def publisher(self, number: int, channel: str, *, by_send: bool) -> Sequence[Step]:
         """One line."""
         role = "send" if by_send else "publish"

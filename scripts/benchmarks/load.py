@@ -23,6 +23,7 @@ import uvloop
 
 from scripts.benchmarks import procfs
 from scripts.benchmarks.clients import (
+    Answerer,
     Bystander,
     Client,
     ConnectionFailed,
@@ -164,6 +165,9 @@ class Load:
         greetings: list[tuple[Sequence[Step], Client]] = []
         for number in range(request.count):
             client: Client
+            if request.ping_interval:
+                greetings.append((BareDialect.pinged(request.ping_interval), Answerer()))
+                continue
             if request.timed:
                 client = TimingClient(latencies_ns)
                 timed.append(client)

@@ -24,6 +24,8 @@ class Gather(msgspec.Struct, tag=True, frozen=True):
     in_flight: int
     timed: bool = False
     """Whether they read the time of sending out of each publication, or only count bytes."""
+    ping_interval: float = 0.0
+    """For the baseline only: they subscribe to nothing, and answer a ping that comes so often."""
 
 
 class Dismiss(msgspec.Struct, tag=True, frozen=True):

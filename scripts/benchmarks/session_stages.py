@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmarks import procfs
-from scripts.benchmarks.arena import KEPT, SETTINGS, Arena, Cores
+from scripts.benchmarks.arena import KEPT, SETTINGS, Arena, Cores, bare
 from scripts.benchmarks.children import BenchmarkFailed, LoadProcess
 from scripts.benchmarks.figures import median
 from scripts.benchmarks.gateways import gateway
@@ -129,47 +129,58 @@ async def detached(folder: Path, cores: Cores, plan: Plan) -> list[Row]:
 
 
 async def idle(folder: Path, cores: Cores, plan: Plan) -> list[Row]:
-    """What a session costs when nothing happens but pings."""
-    interval = plan.idle_ping_interval
+    """What a session costs when nothing happens but pings, and what bare pings cost meanwhile."""
+    interval, count = plan.idle_ping_interval, plan.crowd
     settings = _IDLE_SETTINGS.format(ping=interval, pong=interval / 4)
     async with (
         gateway(folder, settings, cores.server) as server,
+        bare(cores) as (bare_pid, bare_port),
         storm.CrowdProcess.start(crowds.Ground(server.port, server.secret), cores.load) as crowd,
+        LoadProcess.start(Target(bare_port, bare_pid), cores.load) as load,
     ):
-        alone = await _cpu_per_second(server.pid, interval / 5)
-        rooms = ["storm:idle"]
-        count = plan.crowd
+        alone = await _cpu_per_second([server.pid, bare_pid], interval / 5)
+        await load.gather(Gather(count, [], plan.connects_in_flight, ping_interval=interval))
         await crowd.gather(
-            crowds.Gather(count, count, rooms, plan.connects_in_flight, _GATHER_TIMEOUT)
+            crowds.Gather(count, count, ["storm:idle"], plan.connects_in_flight, _GATHER_TIMEOUT)
         )
         await still_resident_bytes(server.pid)  # what came with them is over
         pings = await _pings(server.port)
-        busy = await _cpu_per_second(server.pid, interval)
+        busy = await _cpu_per_second([server.pid, bare_pid], interval)
         pings = await _pings(server.port) - pings
         await crowd.do(crowds.Disperse())
     if abs(pings - count) > count / 10:
         raise BenchmarkFailed(f"{pings:,.0f} pings were answered instead of {count:,}")
+    ours, theirs = (
+        (with_clients - without) / count * interval / plan.ping_interval
+        for with_clients, without in zip(busy, alone, strict=True)
+    )
     return [
         Row(
             f"idle session per second, CPU, at {count:,}",
             Unit.MICROSECONDS,
-            (busy - alone) / count * interval / plan.ping_interval,
+            ours,
+            baseline=theirs,
+            baseline_name="as many bytes to and fro between uvloop transports",
+            ratio=ours / theirs,
             aim=_IDLE_AIM,
-            server_busy=busy,
+            server_busy=busy[0],
             note=(
                 f"a ping and its answer every {plan.ping_interval:g} s"
                 + (f", from one every {interval:g} s" if interval != plan.ping_interval else "")
-                + f"; the server alone used {alone:.1%} of its core"
+                + f"; the server alone used {alone[0]:.1%} of its core"
             ),
         )
     ]
 
 
-async def _cpu_per_second(pid: int, seconds: float) -> float:
+async def _cpu_per_second(pids: Sequence[int], seconds: float) -> list[float]:
     loop = asyncio.get_running_loop()
-    before, began = procfs.cpu_seconds(pid), loop.time()
+    before, began = [procfs.cpu_seconds(pid) for pid in pids], loop.time()
     await asyncio.sleep(seconds)
-    return (procfs.cpu_seconds(pid) - before) / (loop.time() - began)
+    elapsed = loop.time() - began
+    return [
+        (procfs.cpu_seconds(pid) - start) / elapsed for pid, start in zip(pids, before, strict=True)
+    ]
 
 
 async def _pings(port: int) -> float:
