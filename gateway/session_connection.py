@@ -29,7 +29,6 @@ from gateway.protocol.codes import (
     SHUTDOWN,
     SLOW,
     TOO_MANY,
-    WRITE_ERROR,
     Disconnect,
 )
 from gateway.protocol.frames import skip_frames, text_frame
@@ -52,14 +51,15 @@ from metrics import instruments
 
 logger = logging.getLogger(__name__)
 
+_NO_PRESSURE: Final = Pressure.NONE
 # Payload frames processed since we last said how many; the client holds that many for a resumption.
 ACK_EVERY: Final = 32
 # Closing a socket with these leaves its session alone: the client may come back for it.
 RESUMABLE: Final = frozenset({SHUTDOWN, SLOW, NO_PONG})
 # What ends only the socket, whoever closes it. Browsers can't send those below 3000, so their
-# clients give a socket up with NO_PONG.
+# clients give a socket up with NO_PONG. 3009 is other servers' write error.
 _SOCKET_ONLY: Final = frozenset(
-    {1001, ABNORMAL_CLOSURE, *range(1011, 1016), TOO_MANY.code, WRITE_ERROR.code}
+    {1001, ABNORMAL_CLOSURE, *range(1011, 1016), TOO_MANY.code, 3009}
     | {disconnect.code for disconnect in RESUMABLE}
 )
 
@@ -77,6 +77,7 @@ class SessionConnection(Connection):
         "_health",
         "_ping_at",
         "_retain",
+        "_tail_limits",
         "_unsaid",
         "backoff",
         "session",
@@ -104,6 +105,7 @@ class SessionConnection(Connection):
         self._health = LineHealth()
         self._ping_at = NEVER
         self._retain = registry.sessions.retention(backoff)
+        self._tail_limits = registry.sessions.limits.tail
         self._unsaid = 0  # payload frames processed since we last said how many
         super().__init__(services, registry, link, client_id, address, False, session=True)
 
@@ -432,11 +434,11 @@ class SessionConnection(Connection):
 
     def _record(self, frames: bytes, count: int) -> None:
         """Note payload frames in the tail, and write them if there is a socket."""
-        pressure = self.session.sent_frames(frames, count, self._registry.sessions.limits.tail)
+        pressure = self.session.sent_frames(frames, count, self._tail_limits)
         link = self._link
         if not link.closing and not self._choked:
             link.transport.write(frames)
-        if pressure is not Pressure.NONE:
+        if pressure is not _NO_PRESSURE:
             self._relieve(pressure)
 
     def _relieve(self, pressure: Pressure) -> None:

@@ -108,12 +108,20 @@ class Pressure(Enum):
     DROPPED = "dropped"  # the tail overflowed just now
 
 
+# A look at an enum's member costs as much as the addition beside it.
+_NONE: Final = Pressure.NONE
+
+
 class Entry(NamedTuple):
     """Frames in the tail that were written together: `covers` of them, the last numbered `last`."""
 
     last: int
     covers: int
     frames: bytes
+
+
+# What a NamedTuple's own constructor does, at a third of its price: one is made for each delivery.
+_new_entry: Final = tuple.__new__
 
 
 class Resumption(NamedTuple):
@@ -161,6 +169,7 @@ class Session:
         "_attempt",
         "_expected_at",
         "_lost_up_to",
+        "_released",
         "_resumed_at",
         "_tail",
         "expires_at",
@@ -181,6 +190,7 @@ class Session:
         # How many bytes the tail holds. Frames shared with other sessions count in each.
         self.tail_bytes = 0
         self._acknowledged = 0
+        self._released = 0  # the higher of the two: frames up to here are no longer in the tail
         self._lost_up_to = 0  # frames up to here were dropped from the tail unacknowledged
         self._tail: deque[Entry] | None = None  # an empty deque takes 600 bytes
         self._asked = False
@@ -193,7 +203,7 @@ class Session:
     @property
     def unacknowledged(self) -> int:
         """How many frames the tail holds."""
-        return self.sent - max(self._acknowledged, self._lost_up_to)
+        return self.sent - self._released
 
     def sent_frames(self, frames: bytes, count: int, limits: TailLimits) -> Pressure:
         """Note `count` payload frames that were, or would have been, written to the socket."""
@@ -201,19 +211,19 @@ class Session:
         if tail is None:
             tail = self._tail = deque()
         self.sent = sent = self.sent + count
-        tail.append(Entry(sent, count, frames))
+        tail.append(_new_entry(Entry, (sent, count, frames)))
         self.tail_bytes = size = self.tail_bytes + len(frames)
-        held = sent - max(self._acknowledged, self._lost_up_to)
+        held = sent - self._released
         if held * 2 <= limits.frames and size * 2 <= limits.bytes:
-            return Pressure.NONE
+            return _NONE
         if held > limits.frames or size > limits.bytes:
             self._tail = None
             self.tail_bytes = 0
-            self._lost_up_to = sent
+            self._lost_up_to = self._released = sent
             self._asked = False
             return Pressure.DROPPED
         if self._asked:
-            return Pressure.NONE
+            return _NONE
         self._asked = True
         return Pressure.ASK
 
@@ -231,6 +241,7 @@ class Session:
         if number <= self._acknowledged:
             return
         self._acknowledged = number
+        self._released = max(number, self._lost_up_to)
         self._asked = False
         tail = self._tail
         while tail and tail[0].last <= number:
@@ -329,6 +340,7 @@ class Session:
         session.received = saved.received
         session._acknowledged = saved.acknowledged
         session._lost_up_to = saved.lost_up_to
+        session._released = max(saved.acknowledged, saved.lost_up_to)
         if saved.tail:
             session._tail = deque(Entry(*entry) for entry in saved.tail)
             session.tail_bytes = sum(len(frames) for _, _, frames in saved.tail)
