@@ -114,7 +114,7 @@ def _lines(outcome: Outcome) -> Iterator[_Line]:
 
 
 def _reason(outcome: Outcome) -> str:
-    if outcome.storm.blow is Blow.KILL and outcome.bound == outcome.storm.backoff_max:
+    if outcome.bound == outcome.storm.backoff_max:
         return "the clients' own longest delay"
     return f"{BOUND_FACTOR} x {outcome.storm.clients:,} / capacity"
 

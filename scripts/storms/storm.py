@@ -186,7 +186,8 @@ class Outcome:
         if not self.capacity:
             return 0.0
         bound = BOUND_FACTOR * self.storm.clients / self.capacity
-        return bound if self.storm.blow is Blow.TERM else max(bound, self.storm.backoff_max)
+        all_told = self.storm.blow is Blow.TERM and self.storm.sessions == self.storm.clients
+        return bound if all_told else max(bound, self.storm.backoff_max)
 
     @property
     def is_clean(self) -> bool:
