@@ -1,4 +1,3 @@
-// @ts-check
 /**
  * Evaluated in a tab by sdk_page.py, behind the SDK's own file: the stock SDK over the JavaScript
  * client's socket, and what it says.
