@@ -263,6 +263,11 @@ class AcceptControl:
         return self._admissions.pace.connect_slots
 
     @property
+    def has_line(self) -> bool:
+        """Whether arrivals wait, here or, as was seen a moment ago, in the kernel."""
+        return self._waiting > 0 or self._waited_outside > 0
+
+    @property
     def backlog(self) -> float:
         """For how many seconds from now slots are given out."""
         return self._admissions.backlog(self._loop.time())

@@ -117,6 +117,12 @@ class Entrance:
 
         self.acceptance.run(Arrival.UPGRADE, work)
 
+    def see_a_line(self) -> None:
+        """Let the accept control learn that some wait in the kernel."""
+        self.acceptance.watch(lambda: 1)
+        self.loop.advance(1.0)
+        self.acceptance.observe_lag(0.0)
+
     @property
     def received(self) -> int:
         return len(self.host.owners)
@@ -163,6 +169,7 @@ def test_an_upgrade_that_comes_alone_is_answered_at_once(entrance: Entrance) -> 
 
 def test_an_upgrade_whose_client_has_left_already_is_not_granted(entrance: Entrance) -> None:
     """As those do that waited in the kernel for longer than they wanted to wait."""
+    entrance.see_a_line()
     for has_left in (False, True):
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -175,6 +182,16 @@ def test_an_upgrade_whose_client_has_left_already_is_not_granted(entrance: Entra
             assert transport.aborted is has_left
             assert bool(transport.take()) is not has_left
             assert entrance.received == 1
+
+
+def test_nobody_is_looked_at_while_there_is_no_line(entrance: Entrance) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        gate, transport = entrance.connect(ours)
+        gate.data_received(UPGRADE)
+
+        assert not transport.aborted
 
 
 def test_an_upgrade_waits_for_its_turn(entrance: Entrance) -> None:
