@@ -436,7 +436,7 @@ export class Line {
     if (this.#serving !== null && this.#silentAt !== null && now >= this.#silentAt) this.#silent(now, this.#silentAt);
     const endAt = this.#endAt;
     if (endAt !== null && now >= endAt) {
-      this.#memory.notBefore = Math.max(this.#memory.notBefore, this.#retryAt ?? 0);
+      if (this.#isSlot) this.#memory.notBefore = Math.max(this.#memory.notBefore, this.#retryAt ?? 0);
       this.#end(now, ABNORMAL, "the session has expired");
     }
     const attemptAt = this.#attemptAt;
