@@ -128,14 +128,16 @@ async def test_when_the_session_is_given_up_the_page_goes_on_trying(
     visitor = await Visitor.join(context, server.http_url, "Ada", clock=True)
     await visitor.page.evaluate("Math.random = () => 0.999")
     assert await asyncio.to_thread(server.terminate) == 0
-    for _ in range(10):
+    # Three minutes and a half for the session to be given up, and more pauses until they are long.
+    for _ in range(20):
         await expect(visitor.detail).to_have_text(re.compile(r"next try in \d+ s"))
         await visitor.page.clock.fast_forward(20_000)
-    # By now the pauses are so long that it is the button that brings the page back.
     await expect(visitor.detail).to_have_text(re.compile(r"next try in (1\d|20) s"))
     await visitor.write("written without any session")
     await asyncio.to_thread(server.start)
     await visitor.retry.click()
     await expect(visitor.connection).to_have_text("Connected")
+    await expect(visitor.message("written without any session")).to_contain_text("Sent")
     await visitor.sees(["written without any session"])
+    assert visitor.commands("connect") == 2
     assert await stored(server, "lobby") == ["written without any session"]
