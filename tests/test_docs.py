@@ -184,7 +184,8 @@ def _label_values() -> dict[tuple[str, str], set[str]]:
     """What the code gives the labels whose values can be read from it."""
     methods = set[str](codec.METHODS)
     given: dict[tuple[str, str], set[str]] = {
-        ("HANDSHAKES", "outcome"): {"abandoned", "accepted"} | {outcome[1:-1] for _, outcome, _ in _refusals()},
+        ("HANDSHAKES", "outcome"): {"abandoned", "accepted"}
+        | {outcome[1:-1] for _, outcome, _ in _refusals()},
         ("COMMANDS", "method"): methods,
         ("COMMAND_ERRORS", "method"): methods,
         ("DISCONNECTS", "code"): {*map(str, _COUNTED_CODES), "lost", "other"},
