@@ -291,23 +291,42 @@ def reply_ids(frame: bytes) -> list[int]:
     return [int(found) for found in _REPLY_ID.findall(frame)]
 
 
+Greeting = tuple[Sequence[Step], Client]
+
+
 class Opener:
     """Opens connections to one port, from as many source addresses as their number needs."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._opened = 0
+        self.turned_away = 0
+        """How often the server sent somebody away who had to come back, because it was busy."""
 
     async def open(self, steps: Sequence[Step], client: Client) -> None:
-        """Returns when the greeting is complete. Raises what the server answered instead."""
+        """Returns when the greeting is complete. Raises what the server answered instead.
+
+        Whoever is told a moment to come back does so.
+        """
+        while True:
+            try:
+                await self._open(steps, client)
+            except wire.UnexpectedFrame as frame:
+                retry = frame.retry
+                if retry is None:
+                    raise
+            else:
+                return
+            self.turned_away += 1
+            await asyncio.sleep(retry)
+
+    async def _open(self, steps: Sequence[Step], client: Client) -> None:
         loop = asyncio.get_running_loop()
         greeter = Greeter(steps, client, loop)
         await loop.create_connection(lambda: greeter, sock=self._connected_socket())
         await greeter.done
 
-    async def open_all(
-        self, greetings: Sequence[tuple[Sequence[Step], Client]], in_flight: int
-    ) -> None:
+    async def open_all(self, greetings: Sequence[Greeting], in_flight: int) -> None:
         """Opens all of them, a limited number at any time."""
         waiting = iter(greetings)
 

@@ -28,6 +28,7 @@ from scripts.benchmarks.clients import (
     Client,
     ConnectionFailed,
     CountingClient,
+    Greeting,
     Opener,
     Probe,
     Publisher,
@@ -40,7 +41,6 @@ from scripts.benchmarks.dialects import (
     GatewayDialect,
     SessionDialect,
     SessionTicket,
-    Step,
 )
 from scripts.benchmarks.figures import distribution
 from scripts.benchmarks.messages import (
@@ -162,7 +162,7 @@ class Load:
         tally, latencies_ns = Tally(), array("q")
         counters: list[CountingClient] = []
         timed: list[TimingClient] = []
-        greetings: list[tuple[Sequence[Step], Client]] = []
+        greetings: list[Greeting] = []
         for number in range(request.count):
             client: Client
             if request.ping_interval:
@@ -177,10 +177,7 @@ class Load:
             channel = request.channels[number % len(request.channels)]
             greetings.append((self._dialect.subscriber(self._next_user(), channel), client))
         self._audience = Audience(tally, counters, timed, latencies_ns)
-        await self._meter.settle()
-        self._meter.start()
-        await self._opener.open_all(greetings, request.in_flight)
-        return Gathered(self._meter.stop(request.count))
+        return await self._open_all(greetings, request.in_flight)
 
     async def _dismiss(self) -> Answer:
         clients = self._audience.clients()
@@ -194,11 +191,11 @@ class Load:
     async def _attach(self, request: Attach) -> Answer:
         came = [Bystander(SessionTicket()) for _ in range(request.count)]
         self._bystanders += came
-        greetings = [
+        greetings: list[Greeting] = [
             (self._sessions.open(self._next_user(), request.channel, one.ticket), one)
             for one in came
         ]
-        answer = await self._open_sessions(greetings, request.in_flight)
+        answer = await self._open_all(greetings, request.in_flight)
         for one in came:
             one.transport.write(self._sessions.acknowledge(one.ticket))
         await self._meter.settle()
@@ -217,16 +214,17 @@ class Load:
 
     async def _resume(self, request: Resume) -> Answer:
         self._bystanders = came = [Bystander(one.ticket) for one in self._bystanders]
-        greetings = [(self._sessions.resume(one.ticket), one) for one in came]
-        return await self._open_sessions(greetings, request.in_flight)
+        greetings: list[Greeting] = [(self._sessions.resume(one.ticket), one) for one in came]
+        return await self._open_all(greetings, request.in_flight)
 
-    async def _open_sessions(
-        self, greetings: Sequence[tuple[Sequence[Step], Bystander]], in_flight: int
-    ) -> Answer:
+    async def _open_all(self, greetings: Sequence[Greeting], in_flight: int) -> Answer:
         await self._meter.settle()
+        turned_away = self._opener.turned_away
         self._meter.start()
         await self._opener.open_all(greetings, in_flight)
-        return Gathered(self._meter.stop(len(greetings)))
+        cost = self._meter.stop(len(greetings))
+        turned_away = self._opener.turned_away - turned_away
+        return Gathered(msgspec.structs.replace(cost, turned_away=turned_away))
 
     async def _rounds(self, request: Rounds) -> Answer:
         tally, counters = self._audience.tally, self._audience.counters

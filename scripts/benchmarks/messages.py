@@ -111,12 +111,16 @@ Request = Gather | Dismiss | Attach | Detach | Resume | Rounds | Flood | Pace
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What some units of work (deliveries, connects, publishes) took. Times in seconds."""
+    """What some units of work (deliveries, connects, publishes) took. Times in seconds.
+
+    `turned_away`: connects that a busy server sent away first, which is in the cost.
+    """
 
     units: int
     elapsed: float
     server_cpu: float
     load_cpu: float
+    turned_away: int = 0
 
     @property
     def server_cpu_per_unit(self) -> float:

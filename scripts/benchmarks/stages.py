@@ -331,6 +331,9 @@ def cost_row(
     note: str = "",
 ) -> Row:
     """A row of CPU per unit."""
+    turned_away = sum(cost.turned_away for cost in costs)
+    if turned_away:
+        note = f"{note}; {turned_away:,} were sent away first, for a moment".removeprefix("; ")
     ours = [cost.server_cpu_per_unit for cost in costs]
     theirs = [cost.server_cpu_per_unit for cost in baseline]
     return Row(

@@ -9,6 +9,8 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
+from gateway.protocol.client_policy import close_advice
+
 CONNECTION_PATH = "/connection/websocket"
 HEAD_END = b"\r\n\r\n"
 
@@ -30,6 +32,16 @@ class UnexpectedFrame(Exception):
 
     def __init__(self, first_byte: int, data: bytes) -> None:
         super().__init__(f"unexpected frame 0x{first_byte:02x}: {data[:200]!r}")
+        self._data = data
+
+    @property
+    def retry(self) -> float | None:
+        """In how many seconds to come back, if it is a close frame that says so."""
+        data = self._data
+        if data[0] != _CLOSE or len(data) < 4:
+            return None
+        end = 2 + data[1]  # a close frame is never longer
+        return close_advice(int.from_bytes(data[2:4], "big"), data[4:end].decode()).retry
 
 
 def upgrade_request(port: int) -> bytes:

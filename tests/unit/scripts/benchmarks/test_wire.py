@@ -66,3 +66,28 @@ def test_publications_are_counted_over_all_payloads() -> None:
     push = wire.publication_push("live:a", b'"x"')
 
     assert wire.count_publications([push + b"\n" + push, b"{}", push]) == 3
+
+
+@pytest.mark.parametrize(
+    ("frame", "retry"),
+    [
+        (b"\x88\x1c\x0b\xc5" + b'{"reason":"x","retry":200}', 0.2),
+        (b"\x88\x11\x0b\xc5" + b'{"reason":"bye"}' + b"\x81\x02{}", None),
+        (b"\x88\x02\x0b\xc5", None),
+        (b"\x88\x00", None),
+        (b"\x82\x02\x0b\xc5", None),
+    ],
+    ids=["a moment", "none", "no reason", "no code", "no close frame"],
+)
+def test_a_close_frame_may_say_when_to_come_back(frame: bytes, retry: float | None) -> None:
+    with pytest.raises(wire.UnexpectedFrame) as caught:
+        wire.split_frames(frame)
+
+    assert caught.value.retry == retry
+
+
+def test_control_frames_are_masked_too() -> None:
+    for frame, opcode in ((wire.close_frame(b"\x03\xe8"), 0x88), (wire.pong_frame(b"hi"), 0x8A)):
+        assert frame[0] == opcode
+        assert frame[1] == 0x80 | 2
+    assert unmasked(wire.close_frame(b"\x03\xe8"), 2) == b"\x03\xe8"
