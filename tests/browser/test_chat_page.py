@@ -304,6 +304,7 @@ async def test_a_message_whose_reply_is_lost_is_stored_once_and_shown_once(
     await visitor.write("only once")
     await expect(visitor.message("only once").get_by_text("Sent")).to_be_attached()
     await visitor.write("and then this")
+    await expect(visitor.message("and then this").get_by_text("Sent")).to_be_attached()
     await visitor.sees(["only once", "and then this"])
     await asyncio.gather(*closing)
     assert len(closing) == 1
