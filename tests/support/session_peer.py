@@ -84,6 +84,12 @@ class SessionPeer(Peer):
                 assert isinstance(contents, dict)
                 return contents
 
+    def take_pushes(self) -> list[dict[str, Any]]:
+        """Those that have been read already."""
+        pushes = list(self._pushes)
+        self._pushes.clear()
+        return pushes
+
     async def drained(self) -> None:
         """Read everything up to the end of the connection, however it ends."""
         try:
