@@ -9,6 +9,7 @@ from typing import Final
 
 from gateway.acceptance import Arrival
 from gateway.connection import Connection, Services
+from gateway.groups import Groups
 from gateway.link import ABNORMAL_CLOSURE, Link
 from gateway.newcomer import Newcomer
 from gateway.protocol.backoff import DeclaredBackoff
@@ -63,7 +64,7 @@ class ConnectionManager:
         self._clients = 0  # those whose user is known
         instruments.CONNECTIONS.set_function(lambda: len(self._links))
         instruments.CLIENTS.set_function(lambda: self._clients)
-        self._users: dict[str, dict[Connection, None]] = {}
+        self._users: Groups[Connection] = Groups()
         self._addresses: dict[str, int] = {}
         self._strangers: dict[str, set[Link]] = {}  # those who haven't shown who they are
         self.stopping = False
@@ -141,7 +142,7 @@ class ConnectionManager:
         self._connections[connection.client.id] = connection
         self.sessions.take_up(connection)
         if connection.client.user:
-            self._users.setdefault(connection.client.user, {})[connection] = None
+            self._users.add(connection.client.user, connection)
         self._clients += 1
         connection.registered = True
 
@@ -150,9 +151,9 @@ class ConnectionManager:
         user = connection.client.user
         if user:
             limit = self._limits.connections_per_user_max
-            if limit and len(self._users.get(user, ())) >= limit and not self._end_oldest(user):
+            if limit and len(self._users.of(user)) >= limit and not self._end_oldest(user):
                 return CONNECTION_LIMIT
-            self._users.setdefault(user, {})[connection] = None
+            self._users.add(user, connection)
         self._clients += 1
         connection.registered = True
         self.settled(connection.link, connection.address)
@@ -160,7 +161,7 @@ class ConnectionManager:
 
     def _end_oldest(self, user: str) -> bool:
         """Make room for a user's new connection: one that waits for its client goes first."""
-        for connection in self._users[user]:
+        for connection in self._users.of(user):
             if isinstance(connection, SessionConnection) and connection.detached:
                 connection.expire(Gone.EXPIRED)
                 return True
@@ -180,11 +181,7 @@ class ConnectionManager:
         if self._connections.pop(client.id, None) is None or not connection.registered:
             return
         self._clients -= 1
-        others = self._users.get(client.user)
-        if others is not None:
-            others.pop(connection, None)
-            if not others:
-                del self._users[client.user]
+        self._users.discard(client.user, connection)
 
     def socket_lost(self, link: Link, code: int) -> None:
         """See `connection.Registry`."""
@@ -224,7 +221,7 @@ class ConnectionManager:
             if connection is None or not connection.registered:
                 return []
             return [connection] if not user or connection.client.user == user else []
-        return list(self._users.get(user, ()))
+        return list(self._users.of(user))
 
     @property
     def num_clients(self) -> int:

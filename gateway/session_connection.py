@@ -51,6 +51,8 @@ from metrics import instruments
 
 logger = logging.getLogger(__name__)
 
+# The line of all who have none: nothing is asked there, so nothing about it changes.
+_NO_LINE: Final = LineHealth()
 _NO_PRESSURE: Final = Pressure.NONE
 # Payload frames processed since we last said how many; the client holds that many for a resumption.
 ACK_EVERY: Final = 32
@@ -125,6 +127,7 @@ class SessionConnection(Connection):
         """One that a former process saved, without a socket."""
         self = cls(services, registry, NO_LINK, client_id, address, session_id, backoff)
         self.session = Session.restored(saved, expires_at)
+        self._health = _NO_LINE
         self.slot = slot
         return self
 
@@ -251,6 +254,7 @@ class SessionConnection(Connection):
     def _let_go(self) -> None:
         """Give the socket to somebody who only waits for its end."""
         link, self._link = self._link, NO_LINK
+        self._health = _NO_LINE
         services = self._services
         self._no_longer_slow()
         self._choked = False

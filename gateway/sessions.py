@@ -71,7 +71,7 @@ class Sessions(Generic[T]):
         self.limits = limits
         self._by_id: dict[SessionId, T] = {}
         self._detached: dict[SessionId, T] = {}  # in the order in which they lost their sockets
-        self._detached_of: dict[str, dict[SessionId, T]] = {}  # the same, by address
+        self._detached_of: dict[str, dict[SessionId, T]] = {}  # the same, by address, if limited
         self._ended: OrderedDict[SessionId, Gone] = OrderedDict()
         self._pressure = 0.0
         self._granted: dict[Backoff, float] = {}  # at this pressure
@@ -122,11 +122,12 @@ class Sessions(Generic[T]):
     def detach(self, kept: T) -> None:
         """It has lost its socket."""
         self._detached[kept.session_id] = kept
-        neighbours = self._detached_of.setdefault(kept.address, {})
-        neighbours[kept.session_id] = kept
         limit = self.limits.detached_per_address_max
-        if limit and len(neighbours) > limit:
-            self._evict_oldest(neighbours)
+        if limit:
+            neighbours = self._detached_of.setdefault(kept.address, {})
+            neighbours[kept.session_id] = kept
+            if len(neighbours) > limit:
+                self._evict_oldest(neighbours)
 
     def attach(self, kept: T) -> None:
         """It has a socket again; to be called before its address changes."""
@@ -144,10 +145,11 @@ class Sessions(Generic[T]):
     def _drop_detached(self, kept: T) -> None:
         if self._detached.pop(kept.session_id, None) is None:
             return
-        neighbours = self._detached_of[kept.address]
-        del neighbours[kept.session_id]
-        if not neighbours:
-            del self._detached_of[kept.address]
+        neighbours = self._detached_of.get(kept.address)
+        if neighbours is not None:
+            del neighbours[kept.session_id]
+            if not neighbours:
+                del self._detached_of[kept.address]
 
     def _evict_oldest(self, among: dict[SessionId, T]) -> bool:
         if not among:

@@ -639,7 +639,7 @@ def test_a_shutdown_of_who_has_no_socket_changes_nothing() -> None:
 
 
 def test_the_end_of_its_token_ends_it() -> None:
-    bench = Bench(expiry_grace=5.0)
+    bench = Bench(expiry_grace=5.0, ping_interval=100.0)  # the witness answers no ping
     witness = bench.stock(LOG)
     socket, token = bench.session(LOG, token="alice ttl=20")
     witness.take()
@@ -1187,7 +1187,6 @@ def test_sessions_are_counted_where_they_are() -> None:
     held = bench.holds()
     assert (held["clients"], held["users"], held["links"]) == (2, 1, 1)
     assert held["addresses"] == {"192.0.2.2": 1}
-    assert held["detached by address"] == {ADDRESS: 1}
     assert counted("sessions", state="attached") == 1
     assert counted("sessions", state="detached") == 1
     second.close()
