@@ -24,7 +24,6 @@ from gateway.protocol.codes import (
 from gateway.protocol.session import TailLimits
 from gateway.session_connection import ACK_EVERY
 from tests.support.session_bench import (
-    ADDRESS,
     CLOSE_TIMEOUT,
     LOG,
     PING_INTERVAL,
