@@ -64,6 +64,8 @@ _FIRST_WEIGHT: Final = 20.0  # arrivals that outweigh the first estimate
 _KEEP: Final = 1.0 - 1.0 / 1000  # of a mean's memory, with each arrival
 _OUTLIER: Final = 10.0  # times the mean is the most that is believed of one interval's arrivals
 # Seconds of an interval: shorter ones say nothing about a second, and longer ones hold a stall.
+# Seconds of waiting after which it is worth 8 µs to look whether who arrives is still there.
+LEAVE_AFTER: Final = 0.5
 _INTERVAL_MIN: Final = 0.2
 _INTERVAL_MAX: Final = 1.0
 _TRUTH_WEIGHT: Final = 0.3  # of the newest interval in which arrivals waited all the time
@@ -263,9 +265,9 @@ class AcceptControl:
         return self._admissions.pace.connect_slots
 
     @property
-    def has_line(self) -> bool:
-        """Whether arrivals wait, here or, as was seen a moment ago, in the kernel."""
-        return self._waiting > 0 or self._waited_outside > 0
+    def is_behind(self) -> bool:
+        """Whether arrivals have waited so long, here or in the kernel, that some may have left."""
+        return self._waiting + self._waited_outside > LEAVE_AFTER * self.rate
 
     @property
     def backlog(self) -> float:

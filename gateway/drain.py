@@ -30,6 +30,7 @@ from metrics import instruments
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE: Final = 100  # sessions told, or closed, in one turn of the loop: 5 ms
 STEP: Final = 0.02  # seconds between two batches of closes, and between two looks at what is open
 # Parts of the time that there is, by when each thing has to be done.
 CLOSED_BY: Final = 0.4  # stock clients are sent away
@@ -64,14 +65,16 @@ class Drain:
         for newcomer in manager.newcomers:
             newcomer.close(SHUTDOWN, self._retry_ms())
         with_session = [conn for conn in manager.with_session if not conn.detached]
-        self._announce_move(with_session, timeout * ANSWERED_BY)
+        await self._announce_move(with_session, timeout * ANSWERED_BY)
         await self._close_stock(begin + timeout * CLOSED_BY)
         await self._wait_until(self._is_quiet, begin + timeout * ANSWERED_BY)
         with_session = [conn for conn in manager.with_session if not conn.detached]
         # The moments of some have passed, and they are still here.
-        self._announce_move([conn for conn in with_session if not conn.is_expected], 0.0)
-        for connection in with_session:
+        await self._announce_move([conn for conn in with_session if not conn.is_expected], 0.0)
+        for done, connection in enumerate(with_session, start=1):
             connection.close_socket(SHUTDOWN)
+            if done % AT_ONCE == 0:
+                await asyncio.sleep(0)
         # What was under way when the sockets closed ends here, into the tails.
         await self._wait_until(self._is_quiet, begin + timeout * SETTLED_BY)
         await self._save(begin + timeout * SAVED_BY)
@@ -87,9 +90,13 @@ class Drain:
     def _retry_ms(self) -> int:
         return int(self._retry(Arrival.CONNECT) * 1000)
 
-    def _announce_move(self, connections: Sequence[SessionConnection], deadline: float) -> None:
-        for connection in connections:
+    async def _announce_move(
+        self, connections: Sequence[SessionConnection], deadline: float
+    ) -> None:
+        for done, connection in enumerate(connections, start=1):
             connection.move(self._retry(Arrival.RESUME), deadline)
+            if done % AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     async def _close_stock(self, deadline: float) -> None:
         """Close those without a session, as fast as they can be received elsewhere."""

@@ -233,7 +233,7 @@ class Gate(asyncio.Protocol):
         transport = self._transport
         if self._state is not _State.WAITING or transport is None or transport.is_closing():
             return  # lost, or sent away
-        if self._reception.acceptance.has_line and _has_hung_up(transport):
+        if self._reception.acceptance.is_behind and _has_hung_up(transport):
             _ABANDONED.inc()
             transport.abort()
             return

@@ -118,8 +118,8 @@ class Entrance:
         self.acceptance.run(Arrival.UPGRADE, work)
 
     def see_a_line(self) -> None:
-        """Let the accept control learn that some wait in the kernel."""
-        self.acceptance.watch(lambda: 1)
+        """Let the accept control learn that many wait in the kernel."""
+        self.acceptance.watch(lambda: 100_000)
         self.loop.advance(1.0)
         self.acceptance.observe_lag(0.0)
 
