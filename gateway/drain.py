@@ -72,7 +72,8 @@ class Drain:
         # The moments of some have passed, and they are still here.
         await self._announce_move([conn for conn in with_session if not conn.is_expected], 0.0)
         for done, connection in enumerate(with_session, start=1):
-            connection.close_socket(SHUTDOWN)
+            if not connection.link.closing:  # it may have gone while others had their turn
+                connection.close_socket(SHUTDOWN)
             if done % AT_ONCE == 0:
                 await asyncio.sleep(0)
         # What was under way when the sockets closed ends here, into the tails.

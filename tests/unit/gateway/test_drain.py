@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -140,6 +141,32 @@ def test_sessions_are_told_to_move_and_served_until_their_sockets_close() -> Non
     for connection in connections:
         assert connection.slot is not None
         assert connection.session.expires_at >= connection.slot
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_the_loop_gets_its_turn_between_some_sessions_and_the_next(
+    monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    """Ten thousand in one turn would be half a second without a word for anybody."""
+    monkeypatch.setattr("gateway.drain.AT_ONCE", 2)
+    stop = Stop()
+    bench = stop.bench
+    sockets = [bench.session(LOG)[0] for _ in range(5)]
+    told, closed = [], []
+    task = bench.loop.create_task(stop.drain.run(TIMEOUT))
+    for _ in range(12):
+        bench.loop.turn()
+        told.append(sum(bool(socket.take_session()) for socket in sockets))
+        closed.append(sum(socket.closed is not None for socket in sockets))
+        if leaves and closed[-1] == 2:
+            sockets[4].cut()  # it isn't closed any more
+    assert told[:3] == [2, 2, 1]
+    assert [now - before for before, now in pairwise([0, *closed]) if now > before] == (
+        [2, 2] if leaves else [2, 2, 1]
+    )
+    answer_closes(*sockets)
+    stop.finish(task)
+    assert len(stop.keeper.kept) == 5
 
 
 def test_stock_clients_are_closed_at_the_rate_at_which_they_can_be_received() -> None:
