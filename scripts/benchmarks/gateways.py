@@ -6,7 +6,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
 from scripts.benchmarks import procfs
@@ -21,6 +21,7 @@ _READY = " is ready"
 _CONFIG = """\
 host = "127.0.0.1"
 port = {port}
+internal_port = {internal_port}
 data_dir = "{data_dir}"
 log_level = "warning"
 token_hmac_secret = "{secret}"
@@ -33,10 +34,13 @@ _SETTING_PREFIX = "GATEWAY_"
 
 
 class GatewayProcess:
-    """One gateway; its port, its secrets and its data stay the same from one start to the next."""
+    """One gateway; its ports, its secrets and its data stay the same from one start to the next.
+
+    Metrics and the server API are at `internal_port`, where no client is in front of who asks.
+    """
 
     def __init__(self, folder: Path, settings: str, core: int | None) -> None:
-        self.port = _free_port()
+        self.port, self.internal_port = _free_ports(2)
         self.secret = secrets.token_urlsafe(32)
         self.api_key = secrets.token_urlsafe(32)
         self._folder = folder
@@ -44,7 +48,11 @@ class GatewayProcess:
         self._log = folder / "gateway.log"
         self._config = folder / "gateway.toml"
         head = _CONFIG.format(
-            port=self.port, data_dir=folder / "data", secret=self.secret, api_key=self.api_key
+            port=self.port,
+            internal_port=self.internal_port,
+            data_dir=folder / "data",
+            secret=self.secret,
+            api_key=self.api_key,
         )
         self._config.write_text(head + settings)
         self._process: asyncio.subprocess.Process | None = None
@@ -130,8 +138,9 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

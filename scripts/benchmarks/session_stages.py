@@ -114,7 +114,7 @@ async def detached(folder: Path, cores: Cores, plan: Plan) -> list[Row]:
         groups = plan.crowd // group
         before = await leave_some(plan.detached_warmup)
         after = await leave_some(groups)
-        waiting = (await scrape.metrics(server.port)).value("sessions", state="detached")
+        waiting = (await scrape.metrics(server.internal_port)).value("sessions", state="detached")
     if waiting != (plan.detached_warmup + groups) * group:
         raise BenchmarkFailed(f"{waiting:,.0f} sessions wait for their clients, not all")
     return [
@@ -144,9 +144,9 @@ async def idle(folder: Path, cores: Cores, plan: Plan) -> list[Row]:
             crowds.Gather(count, count, ["storm:idle"], plan.connects_in_flight, _GATHER_TIMEOUT)
         )
         await still_resident_bytes(server.pid)  # what came with them is over
-        pings = await _pings(server.port)
+        pings = await _pings(server.internal_port)
         busy = await _cpu_per_second([server.pid, bare_pid], interval)
-        pings = await _pings(server.port) - pings
+        pings = await _pings(server.internal_port) - pings
         await crowd.do(crowds.Disperse())
     if abs(pings - count) > count / 10:
         raise BenchmarkFailed(f"{pings:,.0f} pings were answered instead of {count:,}")

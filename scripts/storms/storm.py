@@ -307,18 +307,18 @@ async def raise_storm(
 async def _strike(
     storm: Storm, server: GatewayProcess, crowd: CrowdProcess, gathered: Gathered
 ) -> Outcome:
-    door = scrape.Door(server.port, server.api_key)
+    door = scrape.Door(server.internal_port, server.api_key)
     present = await scrape.presence_in(door, storm.room_names)
-    samples = await scrape.metrics(server.port)
+    samples = await scrape.metrics(server.internal_port)
     await crowd.do(Mark())
     began, busy = time.monotonic(), _others_cpu_seconds(server, crowd)
-    old = _Watch(server.port, began, samples, samples)
+    old = _Watch(server.internal_port, began, samples, samples)
     async with old.looking():
         await server.end(storm.blow.number)
     ended = time.monotonic() - began
     await server.start()
     ready = time.monotonic() - began
-    new = _Watch(server.port, began)
+    new = _Watch(server.internal_port, began)
     cpu = procfs.cpu_seconds(server.pid)
     async with new.looking():
         returned = _since(began, await crowd.await_return())
