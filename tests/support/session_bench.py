@@ -196,7 +196,7 @@ class Socket:
 
     def __init__(self, bench: "Bench", address: str) -> None:
         self.bench = bench
-        self.transport = _Transport(bench.loop, (address, 4711))
+        self.transport = BenchTransport(bench.loop, (address, 4711))
         self.link = bench.manager.accept(self.transport, Accepted(b""), address)
         self.transport.take()
         self._close_code: int | None = None
@@ -285,12 +285,12 @@ class Socket:
                 assert opcode in (PING, PONG)
 
 
-class _Transport(RecordingTransport):
+class BenchTransport(RecordingTransport):
     """One that tells its protocol of its end, in a later turn as transports do."""
 
     def __init__(self, loop: TaskLoop, peer: tuple[str, int]) -> None:
         super().__init__(peer)
-        self._loop = loop
+        self.loop = loop
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `asyncio.WriteTransport`."""
@@ -300,13 +300,13 @@ class _Transport(RecordingTransport):
     def close(self) -> None:
         """See `asyncio.BaseTransport`."""
         if not self.closing:
-            self._loop.call_soon(self._end)
+            self.loop.call_soon(self._end)
         super().close()
 
     def abort(self) -> None:
         """See `asyncio.WriteTransport`."""
         if not self.closing:
-            self._loop.call_soon(self._end)
+            self.loop.call_soon(self._end)
         super().abort()
 
     def write_eof(self) -> None:

@@ -1,11 +1,16 @@
 """A connection that outlives its sockets: what it keeps, what it sends again, what ends it."""
 
+import gc
 import json
 from typing import Any
 
 import pytest
 
 from gateway import connection as connection_module
+from gateway.connection import Connection
+from gateway.departed import Departed
+from gateway.link import Link
+from gateway.newcomer import Newcomer
 from gateway.protocol.claims import ServerSubscription
 from gateway.protocol.client_policy import close_advice
 from gateway.protocol.codes import (
@@ -22,7 +27,7 @@ from gateway.protocol.codes import (
     Disconnect,
 )
 from gateway.protocol.session import TailLimits
-from gateway.session_connection import ACK_EVERY
+from gateway.session_connection import ACK_EVERY, SessionConnection
 from tests.support.session_bench import (
     CLOSE_TIMEOUT,
     LOG,
@@ -31,6 +36,7 @@ from tests.support.session_bench import (
     RETENTION,
     SLOW_READER_TIMEOUT,
     Bench,
+    BenchTransport,
     Socket,
     counted,
     data_of,
@@ -1191,3 +1197,51 @@ def test_sessions_are_counted_where_they_are() -> None:
     second.close()
     bench.loop.pass_time(RETENTION + 1)
     assert bench.holds() == {}
+
+
+def held_objects(bench: Bench) -> list[object]:
+    """What Python still holds of sockets and connections of this bench."""
+    gc.collect()
+    found: list[object] = []
+    for one in gc.get_objects():
+        if type(one) in (SessionConnection, Connection, Newcomer):
+            if one._services is bench.services:
+                found.append(one)
+        elif type(one) is Departed:
+            if one._sockets is bench.manager:
+                found.append(one)
+        elif type(one) is Link and isinstance(one.transport, BenchTransport):
+            if one.transport.loop is bench.loop:
+                found.append(one)
+    return found
+
+
+def use_in_every_way(bench: Bench, number: int) -> None:
+    """Sockets that are evicted, refused, too slow, lost; sessions that expire or are left."""
+    socket, token = bench.session(LOG, BARE, token=f"user{number}")
+    socket.transport.fill()
+    bench.publish(LOG, number)
+    bench.resume(token, socket.received).cut()
+    bench.resume(token, 0)
+    bench.resume(token, 10_000)
+    bench.resume("A" * 56, 0)
+    bench.socket().say("{")
+    bench.session(LOG, token=f"user{number}")[0].session(leave={})
+    bench.stock(LOG).cut()
+    bench.opened()
+    choked, token = bench.session(token="choked")
+    choke(choked)
+    bench.found(token).send(b"{}")
+    bench.loop.settle()
+    bench.session(LOG, token="slow")[0].transport.fill()
+
+
+def test_no_object_stays_behind() -> None:
+    bench = Bench(sessions_max=6)
+    for number in range(3):
+        use_in_every_way(bench, number)
+    assert held_objects(bench)
+    # Stale, slow, unanswered; expired; and the wheel has come by wherever they were held.
+    bench.loop.pass_time(60.0 + RETENTION + 130.0)
+    assert bench.holds() == {}
+    assert held_objects(bench) == []
