@@ -78,7 +78,7 @@ async def test_nobody_can_hold_it_up(
 ) -> None:
     """A client that doesn't read, a request that never ends, and a database that is gone."""
     server = await start(database_url)
-    sleeper = await Client.open(server.ws_url, mint("sleeper"), receive_buffer_bytes=4096)
+    sleeper = await Client.open(server.ws_url, mint("sleeper"), receive_buffer_bytes=65_536)
     await sleeper.follow(Feed("chat:0"))
     sleeper.pause()
     publisher = await Client.open(server.ws_url, mint("publisher"))
