@@ -1,13 +1,18 @@
 """A person at the chat page, in a browser tab: what they do and what they see."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, WebSocket, expect
 
 RECONNECT_TIMEOUT_MS = 45_000
 """The page's longest pause between two attempts, the server's answer, and a slow machine."""
+
+_JUMP = timedelta(seconds=20)
+"""The page's longest pause."""
 
 # What the browser itself reports about a server that is away, or has no token route.
 _EXPECTED_ERRORS = (
@@ -116,6 +121,21 @@ class Visitor:
     async def write(self, text: str) -> None:
         await self.box.fill(text)
         await self.box.press("Enter")
+
+    async def pauses_grow_long(self, after: timedelta = timedelta()) -> None:
+        """Let the page's time jump from attempt to attempt, until a pause has 13 s or more to go.
+
+        No server may be there, and the page needs its `clock`. Looks only when `after` has passed.
+        How many jumps it takes isn't known: time also jumps while an attempt is under way.
+        """
+        passed = timedelta()
+        for _ in range(60):
+            await expect(self.detail).to_have_text(re.compile(r"next try in \d+ s"))
+            if passed >= after and re.search(r" (1[3-9]|20) s", await self.detail.inner_text()):
+                return
+            await self.page.clock.fast_forward(_JUMP // timedelta(milliseconds=1))
+            passed += _JUMP
+        raise AssertionError("the pauses did not grow long")
 
     def message(self, text: str) -> Locator:
         """The rows that show exactly this text."""
