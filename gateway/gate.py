@@ -371,7 +371,7 @@ def upgrade_route(reception: Reception) -> Callable[[web.Request], Any]:
         transport = request.transport
         protocol = request.protocol
         if transport is None:
-            raise ConnectionResetError("the connection is gone")
+            return web.StreamResponse()  # to nobody: the client left while it waited for its turn
         peer = transport.get_extra_info("peername")
         decision, address = reception.admit(
             request.method,

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
 import pytest
+from aiohttp import web
 
 from gateway.acceptance import TURN_BUDGET, AcceptControl
-from gateway.gate import Gate, Reception
+from gateway.gate import Gate, Reception, upgrade_route
 from gateway.link import Link
 from gateway.protocol.handshake import Accepted, OriginPolicy, Refused
 from gateway.wheel import Wheel
@@ -193,6 +194,46 @@ async def test_who_gives_up_while_waiting_is_not_received() -> None:
 
             assert gone < 100
             assert 200 <= entrance.received <= 200 + gone
+
+
+async def test_who_gives_up_while_waiting_at_the_second_door_is_no_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entrance = Entrance()
+    waiting: list[Callable[[], None]] = []
+    monkeypatch.setattr(entrance.acceptance, "run", lambda _, take: waiting.append(take))
+    requests: list[web.Request] = []
+    outcomes: list[BaseException | None] = []
+
+    async def door(request: web.Request) -> web.StreamResponse:
+        requests.append(request)
+        try:
+            response: web.StreamResponse = await upgrade(request)
+        except BaseException as error:
+            outcomes.append(error)
+            raise
+        outcomes.append(None)
+        return response
+
+    upgrade = upgrade_route(entrance.reception)
+    app = web.Application()
+    app.router.add_get(PATH, door)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        with ExitStack() as stack:
+            plain_socket(stack, runner.addresses[0][1]).send(UPGRADE)
+            await turns_until(lambda: bool(waiting), 1000)
+        await turns_until(lambda: requests[0].transport is None, 1000)
+        waiting.pop()()
+        await turns_until(lambda: bool(outcomes), 10)
+    finally:
+        await runner.cleanup()
+
+    assert entrance.received == 0
+    assert outcomes == [None]
+    assert [record for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 
 # --- the whole gateway ----------------------------------------------------------------------------
