@@ -19,7 +19,7 @@ from tests.support.cluster import Cluster
 # The folders in the order in which they run. A failure in the first two ends the run before the
 # rest: what is built on a broken part says nothing new.
 _QUICK_FOLDERS = ("unit", "protocol")
-_SLOW_FOLDERS = ("support", "integration", "browser", "chaos", "load")
+_SLOW_FOLDERS = ("support", "browser", "chaos", "integration", "load")
 
 # Turns of the loop after a test in which callbacks that are already on their way may run: a closing
 # transport needs two, a cancelled task one for each `await` in its `finally`.

@@ -4,9 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from playwright.async_api import BrowserContext, ConsoleMessage, Locator, Page, WebSocket, expect
+
+from tests.support.waiting import until
 
 RECONNECT_TIMEOUT_MS = 45_000
 """The page's longest pause between two attempts, the server's answer, and a slow machine."""
@@ -60,7 +63,7 @@ class Sight:
 class Visitor:
     """One tab. `problems` collects what the page complained about: it should stay empty.
 
-    `sent` and `received` have the messages of all its sockets.
+    `sent` and `received` have the messages of all its sockets, and `sockets` is how many it opened.
     """
 
     def __init__(self, page: Page, name: str) -> None:
@@ -70,6 +73,7 @@ class Visitor:
         self.requested: set[str] = set()
         self.sent: list[str] = []
         self.received: list[str] = []
+        self.sockets = 0
         self.people = page.get_by_role("list", name="People here")
         self.log = page.get_by_role("log", name="Messages")
         self.texts = page.locator(".message .text")
@@ -126,14 +130,15 @@ class Visitor:
         """Let the page's time jump from attempt to attempt, until a pause has 13 s or more to go.
 
         No server may be there, and the page needs its `clock`. Looks only when `after` has passed.
-        How many jumps it takes isn't known: time also jumps while an attempt is under way.
         """
         passed = timedelta()
         for _ in range(60):
             await expect(self.detail).to_have_text(re.compile(r"next try in \d+ s"))
             if passed >= after and re.search(r" (1[3-9]|20) s", await self.detail.inner_text()):
                 return
+            attempt = self.sockets + 1
             await self.page.clock.fast_forward(_JUMP // timedelta(milliseconds=1))
+            await until(partial(self._has_opened, attempt))
             passed += _JUMP
         raise AssertionError("the pauses did not grow long")
 
@@ -172,8 +177,12 @@ class Visitor:
         )
 
     def _socket(self, socket: WebSocket) -> None:
+        self.sockets += 1
         socket.on("framesent", lambda frame: self.sent.append(str(frame)))
         socket.on("framereceived", lambda frame: self.received.append(str(frame)))
+
+    def _has_opened(self, sockets: int) -> bool:
+        return self.sockets >= sockets
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not message.text.startswith(_EXPECTED_ERRORS):

@@ -23,8 +23,9 @@ from tests.integration.conftest import StartServer
 from tests.support.cluster import Cluster
 from tests.support.fuzzing import REPEATABLE
 from tests.support.peer import connected
+from tests.support.ports import free_port
 from tests.support.scrape import wait_for_level
-from tests.support.server import API_KEY, DEFAULT_CONFIG, ServerProcess, free_port
+from tests.support.server import API_KEY, DEFAULT_CONFIG, ServerProcess
 from tests.support.wire import DEADLINE, head, wire
 
 BODY_MAX_BYTES = 16 * 1024 * 1024

@@ -27,8 +27,9 @@ from gateway.client import (
     connect,
 )
 from tests.integration.conftest import StartServer
+from tests.support.ports import free_port
 from tests.support.scrape import api, counted
-from tests.support.server import DEFAULT_CONFIG, ServerProcess, free_port, mint
+from tests.support.server import DEFAULT_CONFIG, ServerProcess, mint
 from tests.support.waiting import DEADLINE, until
 
 CONFIG = f"""

@@ -15,7 +15,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from typing import Any, Literal, Self
 from urllib.parse import quote, urlencode
 
 import psutil
+
+from tests.support.ports import free_port
 
 SUPERUSER = "postgres"
 
@@ -89,7 +90,7 @@ class Cluster:
             group = pwd.getpwnam(_UNPRIVILEGED_USER).pw_gid
             self._identity = {"user": _UNPRIVILEGED_USER, "group": group, "extra_groups": ()}
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
         self._settings = {
             **_SETTINGS,
             **({} if fsync else _SETTINGS_WITHOUT_FSYNC),
@@ -345,10 +346,3 @@ def _has_ended(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

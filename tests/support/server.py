@@ -7,7 +7,6 @@ Nothing here needs a running loop, and `start` and the stops wait: in a coroutin
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import IO, Self
 
 import jwt
+
+from tests.support.ports import free_port
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
@@ -49,13 +50,6 @@ name = "live"
 allow_subscribe_for_client = true
 allow_publish_for_client = true
 """
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def mint(user: str, *, secret: str = TOKEN_SECRET, ttl: float = 3600, **claims: object) -> str:

@@ -1,7 +1,9 @@
 """The embedded server's folder, without a server."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -20,10 +22,12 @@ _PID_FILE = """1234
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> ClusterFolder:
-    folder = ClusterFolder(tmp_path / "data")
-    folder.prepare()
-    return folder
+def folder() -> Iterator[ClusterFolder]:
+    # `tmp_path` is as long as the test's name and more: too long for a socket's.
+    with TemporaryDirectory(prefix="capegate-") as name:
+        folder = ClusterFolder(Path(name))
+        folder.prepare()
+        yield folder
 
 
 def test_a_pid_file_says_where_the_server_is(tmp_path: Path) -> None:
