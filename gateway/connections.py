@@ -31,7 +31,6 @@ from metrics import instruments
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_FULL: Final = 5  # seconds
-SWEEP_INTERVAL: Final = 1.0  # seconds between two counts of what sessions hold in memory
 
 _COUNTED_CODES: Final = frozenset(
     {*(disconnect.code for disconnect in DISCONNECTS), 1000, 1001, 1002, 1003, 1007, 1009}
@@ -268,7 +267,7 @@ class ConnectionManager:
     async def run(self) -> None:
         """Keep an eye on what sessions cost, until cancelled."""
         while True:
-            await asyncio.sleep(SWEEP_INTERVAL)
+            await asyncio.sleep(self.sessions.sweep_interval)
             self.sessions.sweep()
 
     def disconnect(

@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 # The line of all who have none: nothing is asked there, so nothing about it changes.
 _NO_LINE: Final = LineHealth()
 _NO_PRESSURE: Final = Pressure.NONE
+# A member of an enumeration is found by its name each time.
+_ENDED: Final = SessionState.ENDED
 # Payload frames processed since we last said how many; the client holds that many for a resumption.
 ACK_EVERY: Final = 32
 # Closing a socket with these leaves its session alone: the client may come back for it.
@@ -78,6 +80,7 @@ class SessionConnection(Connection):
     __slots__ = (
         "_health",
         "_ping_at",
+        "_pressure",
         "_retain",
         "_tail_limits",
         "_unsaid",
@@ -101,11 +104,12 @@ class SessionConnection(Connection):
     ) -> None:
         self.session = Session()
         self.session_id = session_id
-        self.backoff = backoff
+        self.backoff = registry.sessions.shared(backoff)
         # When this client was told to come back, on the event loop's clock.
         self.slot: float | None = None
         self._health = LineHealth()
         self._ping_at = NEVER
+        self._pressure = registry.sessions.pressure  # that `_retain` was granted under
         self._retain = registry.sessions.retention(backoff)
         self._tail_limits = registry.sessions.limits.tail
         self._unsaid = 0  # payload frames processed since we last said how many
@@ -158,7 +162,7 @@ class SessionConnection(Connection):
         sessions = self._registry.sessions
         sessions.add(self)
         instruments.SESSION_OPENS.inc()
-        self._schedule_ping(first=True)
+        self._schedule_first_ping()
         self._link.send(
             session_frames.opened(
                 sessions.tokens.sign(self.session_id),
@@ -215,7 +219,7 @@ class SessionConnection(Connection):
         link.transport.write(self._replay(outcome))
         if former.paused:  # as one that isn't there always is
             services.hub.attach(self, self.live_channels())
-        self._schedule_ping(first=True)
+        self._schedule_first_ping()
         services.wheel.add(self)
         return None
 
@@ -223,13 +227,12 @@ class SessionConnection(Connection):
         """What a resumed socket is written first."""
         if resumed.count:
             instruments.SESSION_REPLAYED.inc(resumed.count)
-        self._retain = self._registry.sessions.retention(self.backoff)
         head = text_frame(
             session_frames.resumed(
                 resumed.generation,
                 resumed.received,
                 resumed.count,
-                self._retain,
+                self._retention(),
                 self._registry.sessions.limits.stable,
             )
         )
@@ -345,6 +348,7 @@ class SessionConnection(Connection):
         self.session.acknowledge(pong.received)
         if self._health.answered(self._services.loop.time()):
             instruments.ROUND_TRIP.observe(self._health.rtt)
+            self._services.wheel.postpone(self)
 
     def _take_leave(self) -> None:
         instruments.SESSION_ENDS.labels("left").inc()
@@ -372,7 +376,7 @@ class SessionConnection(Connection):
             self._health.excuse(self._services.loop.time() - paused_at)
         super().writing_resumed()
         if not self._link.closing:
-            self._ping(self._services.loop.time())  # while paused the tail could not ask for one
+            self._ask()  # while paused the tail could not
 
     def close(self, disconnect: Disconnect, detail: str) -> None:
         """See `actions.Actions`: the client has ended, so the session does."""
@@ -453,7 +457,7 @@ class SessionConnection(Connection):
                 # Not from inside the hub's loops. What was never on a socket can't be resumed.
                 self._services.loop.call_soon(self.expire, Gone.OVERFLOW)
         elif not self._link.closing and not self._link.paused:
-            self._ping(self._services.loop.time())
+            self._ask()
 
     def _takes_output(self) -> bool:
         return self.session.state is not SessionState.ENDED
@@ -464,34 +468,46 @@ class SessionConnection(Connection):
 
     # --- health, and the wheel's ------------------------------------------------------------------
 
-    def _schedule_ping(self, *, first: bool = False) -> None:
+    def _schedule_first_ping(self) -> None:
         interval = self._services.rules.ping_interval
         if interval:
-            # The first at a random point between half an interval and a whole one (A.3).
-            part = 0.5 + self.session_id[0] / 512 if first else 1.0
+            # At a random point between half an interval and a whole one (A.3).
+            part = 0.5 + self.session_id[0] / 512
             self._ping_at = self._services.loop.time() + interval * part
+
+    def _retention(self) -> float:
+        """For how long it will be kept, as things are now: what the client is told next."""
+        sessions = self._registry.sessions
+        if self._pressure != sessions.pressure:
+            self._pressure = sessions.pressure
+            self._retain = sessions.retention(self.backoff)
+        return self._retain
+
+    def _ask(self) -> None:
+        """Ping out of turn: the answer acknowledges."""
+        self._ping(self._services.loop.time())
+        self._services.wheel.add(self)
 
     def _ping(self, now: float) -> None:
         if self._choked:
             return  # not all that is counted was written
-        sessions = self._registry.sessions
-        retain = sessions.retention(self.backoff)
-        self._retain = retain
         self._unsaid = 0
-        health = self._health
+        session, health = self.session, self._health
         self._link.send(
             session_frames.ping(
-                self.session.received, self.session.sent, health.rtt, health.quality, retain
+                session.received, session.sent, health.rtt, health.quality, self._retention()
             )
         )
-        health.asked(now, self._services.deadline_bounds)
-        self._schedule_ping()
-        self._services.wheel.add(self)
+        services = self._services
+        health.asked(now, services.deadline_bounds)
+        interval = services.rules.ping_interval
+        if interval:
+            self._ping_at = now + interval
 
     def next_deadline(self) -> float:
         """See `wheel.Timed`."""
         link = self._link
-        if self.session.state is SessionState.ENDED:
+        if self.session.state is _ENDED:
             return NEVER if link.lost else link.close_due
         if link is NO_LINK:
             return min(self.session.expires_at, self.client.next_deadline())
@@ -502,7 +518,7 @@ class SessionConnection(Connection):
     def tick(self, now: float) -> None:
         """See `wheel.Timed`."""
         link = self._link
-        if self.session.state is SessionState.ENDED:
+        if self.session.state is _ENDED:
             if now >= link.close_due:
                 link.abort()
         elif link is NO_LINK:

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
-from gateway.protocol.backoff import Backoff, RetentionBounds, retention
+from gateway.protocol.backoff import Backoff, DeclaredBackoff, RetentionBounds, retention
 from gateway.protocol.session import Gone, Session, TailLimits
 from gateway.resume_tokens import ResumeTokens, SessionId
 from metrics import instruments
@@ -28,6 +28,11 @@ from metrics import instruments
 SESSION_BYTES: Final = 2048
 # From which part of the allowed memory on less retention is promised.
 PRESSURE_FROM: Final = 0.5
+# Seconds between two sweeps, and when less than a part of the allowed memory is in use: to look at
+# ten thousand idle sessions each second is a tenth of what they cost.
+SWEEP_INTERVAL: Final = 1.0
+CALM_SWEEP_INTERVAL: Final = 5.0
+CALM_BELOW: Final = 0.25
 # Retentions that are known for the pressure of the moment: the declarations that clients make.
 BACKOFFS_REMEMBERED: Final = 256
 ENDED_REMEMBERED: Final = 10_000
@@ -73,8 +78,10 @@ class Sessions(Generic[T]):
         self._detached: dict[SessionId, T] = {}  # in the order in which they lost their sockets
         self._detached_of: dict[str, dict[SessionId, T]] = {}  # the same, by address, if limited
         self._ended: OrderedDict[SessionId, Gone] = OrderedDict()
-        self._pressure = 0.0
+        self.pressure = 0.0
+        """How short memory is, from 0 to 1. While it stays the same, so does each `retention`."""
         self._granted: dict[Backoff, float] = {}  # at this pressure
+        self._declared: dict[DeclaredBackoff, DeclaredBackoff] = {}
         self.memory_bytes = 0
         """What all sessions hold, by the last `sweep`."""
         instruments.SESSIONS.labels("attached").set_function(
@@ -165,11 +172,23 @@ class Sessions(Generic[T]):
         granted = self._granted.get(backoff)
         if granted is None:
             limits = self.limits
-            granted = retention(backoff, limits.detection, limits.retention, self._pressure)
+            granted = retention(backoff, limits.detection, limits.retention, self.pressure)
             if len(self._granted) >= BACKOFFS_REMEMBERED:
                 self._granted.clear()
             self._granted[backoff] = granted
         return granted
+
+    def shared(self, backoff: DeclaredBackoff) -> DeclaredBackoff:
+        """An equal one that other sessions have too: most clients declare the same."""
+        if len(self._declared) >= BACKOFFS_REMEMBERED:
+            self._declared.clear()
+        return self._declared.setdefault(backoff, backoff)
+
+    @property
+    def sweep_interval(self) -> float:
+        """In how many seconds to `sweep` again."""
+        calm = self.memory_bytes < CALM_BELOW * self.limits.memory_max_bytes
+        return CALM_SWEEP_INTERVAL if calm or not self.limits.memory_max_bytes else SWEEP_INTERVAL
 
     def sweep(self) -> None:
         """Count memory, promise less when it runs short, and end the oldest when it has run out."""
@@ -180,8 +199,8 @@ class Sessions(Generic[T]):
             return
         used = self.memory_bytes / limit
         pressure = min(max((used - PRESSURE_FROM) / (1.0 - PRESSURE_FROM), 0.0), 1.0)
-        if pressure != self._pressure:
-            self._pressure = pressure
+        if pressure != self.pressure:
+            self.pressure = pressure
             self._granted.clear()
         while self.memory_bytes > limit and self._detached:
             oldest = next(iter(self._detached.values()))

@@ -21,6 +21,7 @@ from metrics import instruments
 logger = logging.getLogger(__name__)
 
 TICK: Final = 0.25  # seconds; the shortest deadline on the wire is whole seconds
+NEVER: Final = float("inf")
 SLOTS: Final = 512  # two minutes ahead; later deadlines wait in the last slot and are put back
 # Seconds by which a turn is late before it counts as a stall. Far above what a busy loop does to
 # its timers, and far below the shortest deadline, so that what isn't excused never matters.
@@ -77,17 +78,34 @@ class Wheel:
         A later deadline needs no call, and neither does the end: a deadline of infinity drops it.
         """
         deadline = timed.next_deadline()
-        if deadline == float("inf"):
-            return
-        tick = min(max(self._tick_of(deadline), self._tick + 1), self._tick + SLOTS - 1)
-        if timed.wheel_tick and timed.wheel_tick <= tick:
-            return
-        timed.wheel_tick = tick
+        if deadline != NEVER:
+            tick = self._tick_of(deadline)
+            if not timed.wheel_tick or tick < timed.wheel_tick:
+                self._hold(timed, tick)
+
+    def postpone(self, timed: Timed) -> None:
+        """Hold something for a later deadline than before.
+
+        Needed by nobody; it spares who has just been called a look at the former deadline.
+        """
+        deadline = timed.next_deadline()
+        if deadline != NEVER and timed.wheel_tick:
+            tick = self._tick_of(deadline)
+            if tick != timed.wheel_tick:
+                self._hold(timed, tick)
+
+    def _hold(self, timed: Timed, tick: int) -> None:
+        timed.wheel_tick = tick  # a former place counts no more
         self._slots[tick % SLOTS].append(timed)
 
     def _tick_of(self, deadline: float) -> int:
-        """The first tick at which the deadline has passed."""
-        return -int((self._start - deadline) // TICK)
+        """The first tick that is to come at which the deadline has passed, as far as there are."""
+        tick = -int((self._start - deadline) // TICK)
+        soonest = self._tick + 1
+        if tick <= soonest:
+            return soonest
+        latest = self._tick + SLOTS - 1
+        return min(latest, tick)
 
     def _arm(self) -> None:
         self._timer = self._loop.call_at(self._start + (self._tick + 1) * TICK, self._turn)
@@ -127,12 +145,14 @@ class Wheel:
         self._tick = tick
         for timed in due:
             if timed.wheel_tick != tick:
-                continue  # moved to an earlier slot meanwhile and already run there
+                continue  # moved to another slot meanwhile
             timed.wheel_tick = 0
             try:
-                if timed.next_deadline() <= now:
+                deadline = timed.next_deadline()
+                if deadline <= now:
                     timed.tick(now)
+                    self.add(timed)
+                elif deadline != NEVER:
+                    self._hold(timed, self._tick_of(deadline))
             except Exception:  # must not cost all others their deadlines
                 logger.exception("a deadline could not be handled")
-            else:
-                self.add(timed)

@@ -15,6 +15,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from metrics.histogram import LoopHistogram
+
 # A second series beside every counter and histogram, which nobody here reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -194,7 +196,7 @@ SESSIONS_TAKEN_UP: Final = Counter(
     "Sessions that this process took up from the former one when it started.",
     registry=REGISTRY,
 )
-ROUND_TRIP: Final = Histogram(
+ROUND_TRIP: Final = LoopHistogram(
     "capegate_round_trip_seconds",
     "Smoothed round trips of health pings on sessions.",
     buckets=_LATENCY_BUCKETS,

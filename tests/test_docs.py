@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -20,6 +20,7 @@ from gateway.protocol.codes import Disconnect, ErrorCode, Unsubscribe
 from handlers.api import METHODS
 from handlers.api_requests import BatchRequest
 from metrics import instruments
+from metrics.histogram import LoopHistogram
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -153,24 +154,29 @@ def test_refusals_are_listed_as_they_are() -> None:
 
 # --- metrics.md -----------------------------------------------------------------------------------
 
+Instrument = MetricWrapperBase | LoopHistogram
 INSTRUMENTS = {
-    name: found for name, found in vars(instruments).items() if isinstance(found, MetricWrapperBase)
+    name: found for name, found in vars(instruments).items() if isinstance(found, Instrument)
 }
 
 
-def _described(instrument: MetricWrapperBase) -> Metric:
+def _labels(instrument: Instrument) -> Sequence[str]:
+    return instrument._labelnames if isinstance(instrument, MetricWrapperBase) else ()
+
+
+def _described(instrument: Instrument) -> Metric:
     (metric,) = instrument.describe()
     return metric
 
 
-def _metric_name(instrument: MetricWrapperBase) -> str:
+def _metric_name(instrument: Instrument) -> str:
     described = _described(instrument)
     return described.name + ("_total" if described.type == "counter" else "")
 
 
-def _metric_row(instrument: MetricWrapperBase) -> list[str]:
+def _metric_row(instrument: Instrument) -> list[str]:
     described = _described(instrument)
-    labels = ", ".join(f"`{label}`" for label in instrument._labelnames)
+    labels = ", ".join(f"`{label}`" for label in _labels(instrument))
     return [f"`{_metric_name(instrument)}`", described.type, labels, described.documentation]
 
 
@@ -192,7 +198,7 @@ def _label_values() -> dict[tuple[str, str], set[str]]:
         ("API_REQUESTS", "method"): set(METHODS),
     }
     for name in ("PUBLICATIONS", "DROPS", "RECOVERIES", "LOG_READS", "DATABASE_CONNECTIONS"):
-        (label,) = INSTRUMENTS[name]._labelnames
+        (label,) = _labels(INSTRUMENTS[name])
         given[name, label] = _literal_labels(name)
     return given
 
@@ -255,7 +261,7 @@ def test_every_label_has_its_values_listed() -> None:
     assert [row[:2] for row in rows] == [
         [f"`{_metric_name(instrument)}`", f"`{label}`"]
         for instrument in INSTRUMENTS.values()
-        for label in instrument._labelnames
+        for label in _labels(instrument)
     ]
 
 

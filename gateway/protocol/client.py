@@ -82,6 +82,7 @@ class Client(OperatingClient):
         self.expires_at = expires_at
         self._stale_at = NEVER
         self.subscriptions = {sub.channel: sub for sub in subscriptions}
+        self._token_ends = self._first_end()
 
     # --- input ------------------------------------------------------------------------------------
 
@@ -189,8 +190,7 @@ class Client(OperatingClient):
             if grant.lifetime <= 0:
                 self._fail_connect(EXPIRED)
                 return
-            self.expires_at = now + grant.lifetime
-            self.deadline_moved = True
+            self._hold_until(now + grant.lifetime)
         self.user = claims.user
         self.info = claims.info
         refusal = self._actions.register()
@@ -258,7 +258,7 @@ class Client(OperatingClient):
             if result is not None:
                 results[channel] = result
             else:
-                del self.subscriptions[channel]
+                self._take_out(subscription)
         rules = self._rules
         self.phase = Phase.CONNECTED
         self._stale_at = NEVER
@@ -319,8 +319,7 @@ class Client(OperatingClient):
         if grant.lifetime is not None and grant.lifetime <= 0:
             self._fail(command_id, "refresh", EXPIRED)
             return
-        self.expires_at = NEVER if grant.lifetime is None else now + grant.lifetime
-        self.deadline_moved = True
+        self._hold_until(NEVER if grant.lifetime is None else now + grant.lifetime)
         if grant.claims.info:
             self.info = grant.claims.info
             self._info_json = b""
@@ -331,7 +330,7 @@ class Client(OperatingClient):
 
     def refresh_by_server(self, lifetime: float | None, now: float) -> None:
         """Set how long the connection may last, in seconds (None: for ever)."""
-        self.expires_at = NEVER if lifetime is None else now + lifetime
+        self._hold_until(NEVER if lifetime is None else now + lifetime)
         if self.phase is Phase.CONNECTED:  # or else the connect reply will tell
             self._actions.send(codec.refresh_push(seconds_left(self.expires_at, now)))
 
@@ -341,12 +340,12 @@ class Client(OperatingClient):
         """When `tick` has something to do next; infinity for never."""
         if self.phase is Phase.CLOSED:
             return NEVER
-        deadline = min(self._ping_at, self._pong_by, self._stale_at)
-        grace = self._rules.expiry_grace
-        expires_at = self.expires_at
-        for subscription in self.subscriptions.values():
-            expires_at = min(expires_at, subscription.expires_at)
-        return min(deadline, expires_at + grace)
+        token_ends = self._token_ends + self._rules.expiry_grace
+        return min(self._ping_at, self._pong_by, self._stale_at, token_ends)
+
+    def _hold_until(self, expires_at: float) -> None:
+        former, self.expires_at = self.expires_at, expires_at
+        self._token_replaced(former, expires_at)
 
     def excuse_pong(self, now: float) -> None:
         """We didn't read for a while: a pong that is due may be among what we didn't read."""
@@ -365,15 +364,14 @@ class Client(OperatingClient):
         """Do what is due at `now`."""
         if self.phase is Phase.CLOSED:
             return
-        grace = self._rules.expiry_grace
         if now >= self._stale_at:
             self._close(STALE, "no successful connect in time")
         elif now >= self._pong_by:
             self._close(NO_PONG, "")
-        elif now >= self.expires_at + grace:
-            self._close(CONNECTION_EXPIRED, "not refreshed in time")
-        elif any(now >= sub.expires_at + grace for sub in self.subscriptions.values()):
-            self._close(SUBSCRIPTION_EXPIRED, "not refreshed in time")
+        elif now >= self._token_ends + self._rules.expiry_grace:
+            own = self.expires_at == self._token_ends
+            expired = CONNECTION_EXPIRED if own else SUBSCRIPTION_EXPIRED
+            self._close(expired, "not refreshed in time")
         elif now >= self._ping_at:
             self._ping_at = now + self._rules.ping_interval
             self._pong_by = now + self._rules.pong_timeout

@@ -52,6 +52,7 @@ class ClientBase:
         "_rules",
         "_session",
         "_stale_at",
+        "_token_ends",
         "_waiting",
         "_waiting_size",
         "deadline_moved",
@@ -96,6 +97,9 @@ class ClientBase:
         self._ping_at = NEVER
         self._pong_by = NEVER
         self.expires_at = NEVER  # when its token ends; the grace comes on top
+        # When the first token ends, its own or a subscription's: one number in place of a look at
+        # each of them with every ping.
+        self._token_ends = NEVER
 
     @property
     def is_waited_for(self) -> bool:
@@ -103,6 +107,23 @@ class ClientBase:
         return self._in_flight > 0 or any(
             sub.state is SubscriptionState.OPENING for sub in self.subscriptions.values()
         )
+
+    def _take_out(self, subscription: Subscription) -> None:
+        del self.subscriptions[subscription.channel]
+        if subscription.expires_at != NEVER:
+            self._token_replaced(subscription.expires_at, NEVER)
+
+    def _token_replaced(self, former: float, expires_at: float) -> None:
+        """A token holds until `expires_at` in place of one that held until `former`, or none."""
+        if former == self._token_ends and expires_at > former:
+            self._token_ends = self._first_end()
+        else:
+            self._token_ends = min(self._token_ends, expires_at)
+        self.deadline_moved = True
+
+    def _first_end(self) -> float:
+        """When the first of its tokens ends."""
+        return min(self.expires_at, *(sub.expires_at for sub in self.subscriptions.values()), NEVER)
 
     # --- what waits for an answer -----------------------------------------------------------------
 
@@ -141,11 +162,12 @@ class ClientBase:
         """The connection ended, whoever ended it: leave everything."""
         self.phase = Phase.CLOSED
         self._waiting = None
+        self._token_ends = NEVER  # and needs no other look at each removal
         for subscription in list(self.subscriptions.values()):
             self._remove(subscription)
 
     def _remove(self, subscription: Subscription) -> None:
-        del self.subscriptions[subscription.channel]
+        self._take_out(subscription)
         if subscription.state is SubscriptionState.LIVE:
             self._actions.leave(subscription)
 

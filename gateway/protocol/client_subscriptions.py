@@ -117,8 +117,9 @@ class SubscribingClient(ClientBase):
         """Note how long the token holds; False when it has already ended."""
         if grant.lifetime is not None and grant.lifetime <= 0:
             return False
+        former = subscription.expires_at
         subscription.expires_at = NEVER if grant.lifetime is None else now + grant.lifetime
-        self.deadline_moved = True
+        self._token_replaced(former, subscription.expires_at)
         subscription.chan_info = grant.claims.info
         return True
 
@@ -167,7 +168,7 @@ class SubscribingClient(ClientBase):
 
     def _drop(self, subscription: Subscription, error: ErrorCode) -> None:
         """Give a subscription up that never went live."""
-        del self.subscriptions[subscription.channel]
+        self._take_out(subscription)
         if subscription.command_id:
             self._fail(subscription.command_id, "subscribe", error)
 

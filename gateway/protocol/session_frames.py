@@ -122,17 +122,21 @@ def decode_client_frame(message: str) -> Open | Resume | int | Counts | Leave:
         frame = _decode_client(message).session
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise MalformedSessionFrame(str(error)) from None
-    members = [
-        member
-        for member in (frame.pong, frame.ack, frame.resume, frame.open, frame.leave)
-        if member is not None
-    ]
-    if len(members) != 1:
-        raise MalformedSessionFrame("a session frame has exactly one member")
-    return members[0]
+    found: Open | Resume | int | Counts | Leave | None = None
+    for member in (frame.pong, frame.ack, frame.resume, frame.open, frame.leave):
+        if member is not None:
+            if found is not None:
+                raise MalformedSessionFrame("a session frame has only one member")
+            found = member
+    if found is None:
+        raise MalformedSessionFrame("a session frame has a member")
+    return found
 
 
 # --- from the server ------------------------------------------------------------------------------
+
+
+_QUALITY: Final = {quality: quality.value.encode() for quality in Quality}
 
 
 def _ms(seconds: float) -> int:
@@ -177,7 +181,7 @@ def ping(received: int, sent: int, rtt: float, quality: Quality, retain: float) 
         received,
         sent,
         _round_trip_ms(rtt),
-        quality.value.encode(),
+        _QUALITY[quality],
         _ms(retain),
     )
 

@@ -12,11 +12,12 @@ import pytest
 from tests.support.cluster import Cluster, ClusterError, find_postmaster, wait_until_ended
 
 _OWNER = """
-import os, signal
+import os, signal, sys
 from tests.support.cluster import Cluster
 cluster = Cluster()
 cluster.start()
 print(cluster._folder, flush=True)
+sys.stdin.read()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -95,16 +96,19 @@ def test_what_was_committed_survives_stop_and_kill_at_the_same_addresses() -> No
 def test_a_killed_run_leaves_no_server_and_no_folder() -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", _OWNER],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent.parent,
         # In a group of its own, so that this test can wait for whatever is left of it.
         start_new_session=True,
     )
+    assert owner.stdin is not None
     assert owner.stdout is not None
     folder = Path(owner.stdout.readline().strip())
     postmaster = find_postmaster(folder / "data")
     assert postmaster is not None
+    owner.stdin.close()  # it was found, so the owner may go
 
     # The reaper has the pipe too: its end says that the reaper has ended.
     assert owner.stdout.read() == ""

@@ -8,7 +8,15 @@ from gateway import sessions as module
 from gateway.protocol.backoff import DeclaredBackoff, RetentionBounds
 from gateway.protocol.session import Gone, Session, SessionState, TailLimits
 from gateway.resume_tokens import ResumeTokens, SessionId
-from gateway.sessions import SESSION_BYTES, SessionLimits, Sessions
+from gateway.sessions import (
+    BACKOFFS_REMEMBERED,
+    CALM_BELOW,
+    CALM_SWEEP_INTERVAL,
+    SESSION_BYTES,
+    SWEEP_INTERVAL,
+    SessionLimits,
+    Sessions,
+)
 from tests.support.session_bench import counted
 
 TAIL = TailLimits(1024, 256 * 1024)
@@ -312,6 +320,40 @@ def test_those_with_a_socket_never_end_for_memory() -> None:
     book.sweep()
     assert ends(*kept) == [None] * 3
     assert waiting.ended is Gone.EXPIRED
+
+
+def test_it_is_counted_more_often_when_it_is_used() -> None:
+    book = make_book(memory_max_bytes=1_000_000)
+    kept = Kept(book)
+    assert book.sweep_interval == CALM_SWEEP_INTERVAL
+    kept.hold(round(CALM_BELOW * 1_000_000) - SESSION_BYTES)
+    book.sweep()
+    assert book.sweep_interval == SWEEP_INTERVAL
+    kept.session.acknowledge(1)
+    book.sweep()
+    assert book.sweep_interval == CALM_SWEEP_INTERVAL
+
+
+def test_without_a_limit_it_is_counted_now_and_then() -> None:
+    book = make_book()
+    kept = Kept(book)
+    kept.hold(1 << 28)
+    book.sweep()
+    assert book.sweep_interval == CALM_SWEEP_INTERVAL
+
+
+def test_equal_declarations_are_held_once() -> None:
+    book = make_book()
+    first = book.shared(DeclaredBackoff(0.5, 20.0))
+    assert book.shared(DeclaredBackoff(0.5, 20.0)) is first
+    assert book.shared(DeclaredBackoff(0.6, 20.0)) is not first
+
+
+def test_declarations_of_everybody_s_own_are_not_kept_for_ever() -> None:
+    book = make_book()
+    for number in range(3 * BACKOFFS_REMEMBERED):
+        assert book.shared(DeclaredBackoff(0.5, number + 1.0)).max == number + 1.0
+    assert len(book._declared) <= BACKOFFS_REMEMBERED
 
 
 def test_without_a_limit_memory_is_only_counted() -> None:

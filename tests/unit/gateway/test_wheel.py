@@ -70,6 +70,19 @@ def added(wheel: Wheel, loop: ManualLoop, delay: float) -> Timed:
     return timed
 
 
+def count_looks(timed: Timed) -> Callable[[], int]:
+    """How often the wheel asks for its deadline from now on."""
+    asked: list[float] = []
+    original = timed.next_deadline
+
+    def next_deadline() -> float:
+        asked.append(timed.deadline)
+        return original()
+
+    timed.next_deadline = next_deadline  # type: ignore[method-assign]
+    return lambda: len(asked)
+
+
 @pytest.mark.parametrize(
     "delay", [0.001, 0.1, TICK, TICK + 0.001, 1.0, 7.3, 25.0, SPAN - TICK, SPAN, SPAN * 2.5, 5000.0]
 )
@@ -115,6 +128,49 @@ def test_a_deadline_that_was_postponed_needs_no_call(wheel: Wheel, loop: ManualL
 
     loop.advance(5.0 + TICK)
     assert len(timed.called) == 1
+
+
+@pytest.mark.parametrize("later", [TICK, 10.0, SPAN * 2])
+def test_whoever_says_that_it_was_postponed_is_not_looked_at_before(
+    wheel: Wheel, loop: ManualLoop, later: float
+) -> None:
+    timed = added(wheel, loop, 5.0)
+    loop.advance(1.0)
+    timed.deadline = loop.time() + 5.0 + later
+    wheel.postpone(timed)
+    looks = count_looks(timed)
+    loop.advance(4.0 + TICK)
+    assert looks() == 0
+
+    loop.advance(1.0 + later + TICK)
+    assert len(timed.called) == 1
+
+
+def test_a_postponed_deadline_may_come_nearer_again(wheel: Wheel, loop: ManualLoop) -> None:
+    """Also as near as the former one was, so that it stands twice where that was."""
+    timed = added(wheel, loop, 5.0)
+    former = timed.deadline
+    for _ in range(3):
+        timed.deadline = former + 10.0
+        wheel.postpone(timed)
+        timed.deadline = former
+        wheel.add(timed)
+    loop.advance(5.0 + TICK)
+    assert len(timed.called) == 1
+    loop.advance(SPAN)
+    assert len(timed.called) == 1
+
+
+def test_what_is_not_held_or_due_no_more_cannot_be_postponed(
+    wheel: Wheel, loop: ManualLoop
+) -> None:
+    outside, done = Timed(loop, loop.time() + 1.0), added(wheel, loop, 1.0)
+    wheel.postpone(outside)
+    done.deadline = NEVER
+    wheel.postpone(done)
+    loop.advance(5.0)
+    assert outside.called == done.called == []
+    assert done.wheel_tick == 0
 
 
 def test_a_deadline_that_came_nearer_needs_one(wheel: Wheel, loop: ManualLoop) -> None:
