@@ -21,8 +21,6 @@ refuse somebody costs half as much as to receive it, and has to be done again.
 
 import asyncio
 import logging
-import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,24 +94,6 @@ class AcceptStatistics:
     explained: float  # of each second, when arrivals take all of it
     cost_resume: float  # seconds per client, its upgrade included
     cost_connect: float
-
-
-def accept_queue(listener: socket.socket) -> int:
-    """How many connections wait in the kernel to be accepted, as Linux tells; 0 elsewhere.
-
-    The loop accepts one a turn, so under load that is where a herd waits. Takes 1 µs.
-    """
-    try:
-        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACCEPT_QUEUE.size)
-        (waiting,) = _ACCEPT_QUEUE.unpack(info)
-    except (AttributeError, OSError, struct.error):
-        return 0
-    assert isinstance(waiting, int)
-    return waiting
-
-
-# `tcpi_unacked` of struct tcp_info, which of a socket that listens is this (tcp(7), ss -l).
-_ACCEPT_QUEUE: Final = struct.Struct("=24xI")
 
 
 class _Mean:

@@ -21,7 +21,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway import logs
-from gateway.acceptance import AcceptControl, accept_queue
+from gateway.acceptance import AcceptControl
 from gateway.auth import TokenVerifier, mint
 from gateway.broker.memory import MemoryBroker
 from gateway.connection import Services
@@ -30,6 +30,7 @@ from gateway.drain import Drain
 from gateway.gate import WEBSOCKET_PATH, Gate, Reception, upgrade_route
 from gateway.hub import Hub
 from gateway.janitor import Janitor
+from gateway.listener import accept_queue, accepting
 from gateway.presence import Presence
 from gateway.protocol.actions import ClientRules
 from gateway.protocol.backoff import RetentionBounds
@@ -60,9 +61,6 @@ from store.sessions import session_key
 
 logger = logging.getLogger(__name__)
 
-# Connections that the kernel holds while we are busy with others. It is a line that nobody sees
-# (the loop accepts one a turn): at 500 clients a second, the last in it waits for a second.
-BACKLOG: Final = 512
 BODY_MAX_BYTES: Final = 16 * 1024 * 1024  # of a server API request: a broadcast to many channels
 EMBEDDED_CHECK_INTERVAL: Final = 1.0  # seconds
 SCRAPE_PING_TIMEOUT: Final = 1.0  # seconds; Prometheus itself waits for ten
@@ -113,11 +111,12 @@ async def _serve(settings: Settings) -> int:
             internal = stack.enter_context(_bind(settings.host, settings.internal_port))
         database = await stack.enter_async_context(_database(settings))
         gateway = await stack.enter_async_context(_gateway(settings, database))
-        await stack.enter_async_context(_listen(settings, gateway, listener, internal))
-        # What was made so far lives for ever: let no collection look at it again.
+        # What was made so far lives for ever, or as long as a session: let no collection look at it
+        # again. And let nobody be there yet who would wait for this one.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        await stack.enter_async_context(_listen(settings, gateway, listener, internal))
         _say_where(settings, listener, internal)
         await stop.wait()
         logger.info("stopping")
@@ -323,16 +322,13 @@ async def _listen(
     _add_routes(application, inner, settings, gateway)
     await runner.setup()
     inner_runner = _runner(inner)
-    server = await loop.create_server(
-        lambda: Gate(reception), sock=listener, backlog=BACKLOG, start_serving=True
-    )
     try:
-        if internal is not None:
-            await inner_runner.setup()
-            await web.SockSite(inner_runner, internal).start()
-        yield
+        async with accepting(listener, lambda: Gate(reception)):
+            if internal is not None:
+                await inner_runner.setup()
+                await web.SockSite(inner_runner, internal).start()
+            yield
     finally:
-        server.close()
         # Clients first, so that what they published last is answered; then requests, then the log.
         await gateway.drain.run(settings.shutdown_timeout)
         await runner.cleanup()

@@ -309,9 +309,9 @@ class Gate(asyncio.Protocol):
 def _has_hung_up(transport: asyncio.Transport) -> bool:
     """Whether the client has closed its end although it was never answered. Takes 2 µs.
 
-    The loop accepts one connection a turn, so under load arrivals wait in the kernel, where nobody
-    sees for how long. Once that is longer than clients wait, whoever is received has just left, and
-    while that is done the next ones leave.
+    Under load arrivals wait, some of them in the kernel, where nobody sees for how long. Once that
+    is longer than clients wait, whoever is received has just left, and while that is done the next
+    ones leave.
     """
     if not _HANGUP:
         return False

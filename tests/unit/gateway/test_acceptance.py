@@ -4,10 +4,7 @@ Work takes as long as the test says, on a clock of its own.
 """
 
 import logging
-import socket
-import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -29,7 +26,6 @@ from gateway.acceptance import (
     TURN_BUDGET,
     AcceptControl,
     Arrival,
-    accept_queue,
 )
 from gateway.protocol.admission import BACKLOG_MAX, SLOT_FORGOTTEN, SLOT_LATE, SLOT_MIN, WAIT_MAX
 from metrics import instruments
@@ -727,27 +723,6 @@ def test_gauges_show_what_is_so_now() -> None:
     shown.control.watch(lambda: 5)
     assert value("arrivals_waiting") == 9 + 5
     assert value("accept_backlog_seconds") == pytest.approx(0.21)
-
-
-def test_the_kernels_line_is_counted_where_the_kernel_tells() -> None:
-    tells = sys.platform == "linux"
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(64)
-        assert accept_queue(listener) == 0
-        for _ in range(5):
-            client = stack.enter_context(socket.socket())
-            client.connect(listener.getsockname())
-        assert accept_queue(listener) == (5 if tells else 0)
-        stack.enter_context(listener.accept()[0])
-        assert accept_queue(listener) == (4 if tells else 0)
-
-
-def test_a_socket_that_does_not_listen_has_no_line() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-        assert accept_queue(other) == 0
-    assert accept_queue(other) == 0  # closed
 
 
 def test_the_operators_page_has_these_numbers() -> None:
