@@ -7,13 +7,15 @@ calls for each subscriber; gathered until the end of the loop turn it costs one.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from gateway.channel import Audience, Piece, Recorder, Sink, Subscriber
 from gateway.protocol.frames import deflated_text_frame, text_frame
 from metrics import instruments
 
 logger = logging.getLogger(__name__)
+
+_DELIVERIES: Final = instruments.DELIVERIES.labels()
 
 Writer = TypeVar("Writer", Sink, Recorder)
 # Who gets something and how, the joined frames, and how many they are.
@@ -84,7 +86,7 @@ class FanOut:
             self._write_to_sessions(recorded)
         finally:
             self._flushing = False
-        instruments.DELIVERIES.inc(self._delivered)
+        _DELIVERIES.inc(self._delivered)
         self._delivered = 0
         if self._committed_at:
             instruments.COMMIT_TO_WRITE.observe(self._loop.time() - self._committed_at)

@@ -15,7 +15,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from metrics.histogram import LoopHistogram
+from metrics.loop_instruments import LoopCounter, LoopHistogram
 
 # A second series beside every counter and histogram, which nobody here reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -40,13 +40,13 @@ SUBSCRIPTIONS: Final = Gauge(
 CHANNELS: Final = Gauge(
     "capegate_channels", "Channels with at least one subscription here.", registry=REGISTRY
 )
-HANDSHAKES: Final = Counter(
+HANDSHAKES: Final = LoopCounter(
     "capegate_handshakes_total",
     "Requests to open a WebSocket, by outcome.",
     ["outcome"],
     registry=REGISTRY,
 )
-COMMANDS: Final = Counter(
+COMMANDS: Final = LoopCounter(
     "capegate_commands_total", "Commands from clients, by method.", ["method"], registry=REGISTRY
 )
 COMMAND_ERRORS: Final = Counter(
@@ -67,15 +67,16 @@ API_REQUESTS: Final = Counter(
     ["method", "code"],
     registry=REGISTRY,
 )
-PUBLICATIONS: Final = Counter(
+PUBLICATIONS: Final = LoopCounter(
     "capegate_publications_total",
     "Publications taken in, by class: durable, transient (no history) or ephemeral.",
     ["kind"],
     registry=REGISTRY,
 )
-DELIVERIES: Final = Counter(
+DELIVERIES: Final = LoopCounter(
     "capegate_deliveries_total",
     "Publications, joins and leaves written to subscribers.",
+    [],
     registry=REGISTRY,
 )
 DROPS: Final = Counter(

@@ -20,7 +20,7 @@ from gateway.protocol.codes import Disconnect, ErrorCode, Unsubscribe
 from handlers.api import METHODS
 from handlers.api_requests import BatchRequest
 from metrics import instruments
-from metrics.histogram import LoopHistogram
+from metrics.loop_instruments import LoopCounter, LoopHistogram
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -154,14 +154,16 @@ def test_refusals_are_listed_as_they_are() -> None:
 
 # --- metrics.md -----------------------------------------------------------------------------------
 
-Instrument = MetricWrapperBase | LoopHistogram
+Instrument = MetricWrapperBase | LoopCounter | LoopHistogram
 INSTRUMENTS = {
     name: found for name, found in vars(instruments).items() if isinstance(found, Instrument)
 }
 
 
 def _labels(instrument: Instrument) -> Sequence[str]:
-    return instrument._labelnames if isinstance(instrument, MetricWrapperBase) else ()
+    if isinstance(instrument, MetricWrapperBase):
+        return tuple(instrument._labelnames)
+    return instrument.label_names
 
 
 def _described(instrument: Instrument) -> Metric:

@@ -291,4 +291,5 @@ class Admissions:
 
     def backlog(self, now: float) -> float:
         """For how many seconds slots are given out."""
-        return max(line.backlog(now) for line in self._lines)
+        newcomers, resumers = self._lines
+        return max(newcomers.backlog(now), resumers.backlog(now))

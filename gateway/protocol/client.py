@@ -60,6 +60,10 @@ from gateway.protocol.subscription import NEVER, Subscription
 WAITING_MAX: Final = 256 * 1024
 # Refused commands in a row (rate) after which a client that doesn't listen is closed.
 REFUSALS_MAX: Final = 256
+# A member of an enumeration is found by its name each time: these are asked for with every command.
+_CONNECTING: Final = Phase.CONNECTING
+_CONNECTED: Final = Phase.CONNECTED
+_CLOSED: Final = Phase.CLOSED
 
 
 class Client(OperatingClient):
@@ -88,14 +92,14 @@ class Client(OperatingClient):
 
     def receive(self, message: str, now: float) -> None:
         """Take one text message."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is _CLOSED:
             return
         try:
             commands = codec.decode_commands(message)
         except codec.MalformedCommand as error:
             self._close(BAD_PROTOCOL, str(error))
             return
-        if self.phase is Phase.CONNECTING:
+        if self.phase is _CONNECTING:
             self._waiting_size += len(message)
         for command in commands:
             self._take(command, now)
@@ -106,9 +110,9 @@ class Client(OperatingClient):
 
     def _take(self, command: Command, now: float) -> None:
         phase = self.phase
-        if phase is Phase.CONNECTED:
+        if phase is _CONNECTED:
             self._dispatch(command, now)
-        elif phase is Phase.CONNECTING:
+        elif phase is _CONNECTING:
             assert self._waiting is not None, "set with the phase"
             if len(self._waiting) >= IN_FLIGHT_MAX or self._waiting_size > WAITING_MAX:
                 self._close(TOO_MANY, "too many commands before the connect reply")
@@ -338,7 +342,7 @@ class Client(OperatingClient):
 
     def next_deadline(self) -> float:
         """When `tick` has something to do next; infinity for never."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is _CLOSED:
             return NEVER
         token_ends = self._token_ends + self._rules.expiry_grace
         return min(self._ping_at, self._pong_by, self._stale_at, token_ends)
@@ -362,7 +366,7 @@ class Client(OperatingClient):
 
     def tick(self, now: float) -> None:
         """Do what is due at `now`."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is _CLOSED:
             return
         if now >= self._stale_at:
             self._close(STALE, "no successful connect in time")

@@ -4,10 +4,11 @@ import asyncio
 import socket
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from gateway.listener import ACCEPTS_PER_TURN, accept_queue, accepting
+from gateway.listener import ACCEPTS_PER_TURN, BACKLOG, accept_queue, accepting
 from tests.support.waiting import until
 
 
@@ -78,3 +79,11 @@ async def test_nobody_is_taken_afterwards() -> None:
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address)
     assert len(came) == 1
+
+
+def test_the_operators_page_has_these_numbers() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
+    text = page.read_text(encoding="utf-8")
+
+    assert f"Up to {ACCEPTS_PER_TURN} are taken from the kernel's line in a turn" in text
+    assert f"the gateway asks for {BACKLOG:,}" in text
