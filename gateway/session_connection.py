@@ -80,7 +80,6 @@ class SessionConnection(Connection):
     __slots__ = (
         "_health",
         "_ping_at",
-        "_pressure",
         "_retain",
         "_tail_limits",
         "_unsaid",
@@ -104,12 +103,11 @@ class SessionConnection(Connection):
     ) -> None:
         self.session = Session()
         self.session_id = session_id
-        self.backoff = registry.sessions.shared(backoff)
+        self.backoff = backoff
         # When this client was told to come back, on the event loop's clock.
         self.slot: float | None = None
         self._health = LineHealth()
         self._ping_at = NEVER
-        self._pressure = registry.sessions.pressure  # that `_retain` was granted under
         self._retain = registry.sessions.retention(backoff)
         self._tail_limits = registry.sessions.limits.tail
         self._unsaid = 0  # payload frames processed since we last said how many
@@ -477,11 +475,8 @@ class SessionConnection(Connection):
 
     def _retention(self) -> float:
         """For how long it will be kept, as things are now: what the client is told next."""
-        sessions = self._registry.sessions
-        if self._pressure != sessions.pressure:
-            self._pressure = sessions.pressure
-            self._retain = sessions.retention(self.backoff)
-        return self._retain
+        self._retain = retain = self._registry.sessions.retention(self.backoff)
+        return retain
 
     def _ask(self) -> None:
         """Ping out of turn: the answer acknowledges."""

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
-from gateway.protocol.backoff import Backoff, DeclaredBackoff, RetentionBounds, retention
+from gateway.protocol.backoff import Backoff, RetentionBounds, retention
 from gateway.protocol.session import Gone, Session, TailLimits
 from gateway.resume_tokens import ResumeTokens, SessionId
 from metrics import instruments
@@ -78,10 +78,10 @@ class Sessions(Generic[T]):
         self._detached: dict[SessionId, T] = {}  # in the order in which they lost their sockets
         self._detached_of: dict[str, dict[SessionId, T]] = {}  # the same, by address, if limited
         self._ended: OrderedDict[SessionId, Gone] = OrderedDict()
-        self.pressure = 0.0
-        """How short memory is, from 0 to 1. While it stays the same, so does each `retention`."""
+        self._pressure = 0.0
         self._granted: dict[Backoff, float] = {}  # at this pressure
-        self._declared: dict[DeclaredBackoff, DeclaredBackoff] = {}
+        self._asked_last: Backoff | None = None
+        self._answered_last = 0.0
         self.memory_bytes = 0
         """What all sessions hold, by the last `sweep`."""
         instruments.SESSIONS.labels("attached").set_function(
@@ -169,20 +169,17 @@ class Sessions(Generic[T]):
 
     def retention(self, backoff: Backoff) -> float:
         """How long a session with this backoff is kept without a socket, as things are now."""
+        if backoff is self._asked_last:  # most clients have the same one: the very same object
+            return self._answered_last
         granted = self._granted.get(backoff)
         if granted is None:
             limits = self.limits
-            granted = retention(backoff, limits.detection, limits.retention, self.pressure)
+            granted = retention(backoff, limits.detection, limits.retention, self._pressure)
             if len(self._granted) >= BACKOFFS_REMEMBERED:
                 self._granted.clear()
             self._granted[backoff] = granted
+        self._asked_last, self._answered_last = backoff, granted
         return granted
-
-    def shared(self, backoff: DeclaredBackoff) -> DeclaredBackoff:
-        """An equal one that other sessions have too: most clients declare the same."""
-        if len(self._declared) >= BACKOFFS_REMEMBERED:
-            self._declared.clear()
-        return self._declared.setdefault(backoff, backoff)
 
     @property
     def sweep_interval(self) -> float:
@@ -199,9 +196,10 @@ class Sessions(Generic[T]):
             return
         used = self.memory_bytes / limit
         pressure = min(max((used - PRESSURE_FROM) / (1.0 - PRESSURE_FROM), 0.0), 1.0)
-        if pressure != self.pressure:
-            self.pressure = pressure
+        if pressure != self._pressure:
+            self._pressure = pressure
             self._granted.clear()
+            self._asked_last = None
         while self.memory_bytes > limit and self._detached:
             oldest = next(iter(self._detached.values()))
             self.memory_bytes -= oldest.session.tail_bytes + SESSION_BYTES

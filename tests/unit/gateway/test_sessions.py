@@ -9,7 +9,6 @@ from gateway.protocol.backoff import DeclaredBackoff, RetentionBounds
 from gateway.protocol.session import Gone, Session, SessionState, TailLimits
 from gateway.resume_tokens import ResumeTokens, SessionId
 from gateway.sessions import (
-    BACKOFFS_REMEMBERED,
     CALM_BELOW,
     CALM_SWEEP_INTERVAL,
     SESSION_BYTES,
@@ -340,20 +339,6 @@ def test_without_a_limit_it_is_counted_now_and_then() -> None:
     kept.hold(1 << 28)
     book.sweep()
     assert book.sweep_interval == CALM_SWEEP_INTERVAL
-
-
-def test_equal_declarations_are_held_once() -> None:
-    book = make_book()
-    first = book.shared(DeclaredBackoff(0.5, 20.0))
-    assert book.shared(DeclaredBackoff(0.5, 20.0)) is first
-    assert book.shared(DeclaredBackoff(0.6, 20.0)) is not first
-
-
-def test_declarations_of_everybody_s_own_are_not_kept_for_ever() -> None:
-    book = make_book()
-    for number in range(3 * BACKOFFS_REMEMBERED):
-        assert book.shared(DeclaredBackoff(0.5, number + 1.0)).max == number + 1.0
-    assert len(book._declared) <= BACKOFFS_REMEMBERED
 
 
 def test_without_a_limit_memory_is_only_counted() -> None:
