@@ -61,14 +61,14 @@ _FIRST_EXPLAINED: Final = 0.7  # the rest: taking the socket, reading it, the lo
 _FIRST_WEIGHT: Final = 20.0  # arrivals that outweigh the first estimate
 _KEEP: Final = 1.0 - 1.0 / 1000  # of a mean's memory, with each arrival
 _OUTLIER: Final = 10.0  # times the mean is the most that is believed of one interval's arrivals
-# Seconds of an interval: shorter ones say nothing about a second, and longer ones hold a stall.
 # Seconds of waiting after which it is worth 8 µs to look whether who arrives is still there.
 LEAVE_AFTER: Final = 0.5
+# Seconds of an interval: shorter ones say nothing about a second, and longer ones hold a stall.
 _INTERVAL_MIN: Final = 0.2
 _INTERVAL_MAX: Final = 1.0
 _TRUTH_WEIGHT: Final = 0.3  # of the newest interval in which arrivals waited all the time
-# So many in the kernel's line are no chance: the loop is behind.
-OUTSIDE_MIN: Final = 8
+# So many in the kernel's line are more than the next turn takes: the loop is behind.
+OUTSIDE_MIN: Final = 32
 EXPLAINED_MIN: Final = 0.1  # whatever else the loop was busy with
 
 

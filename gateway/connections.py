@@ -267,8 +267,8 @@ class ConnectionManager:
     async def run(self) -> None:
         """Keep an eye on what sessions cost, until cancelled."""
         while True:
-            await asyncio.sleep(self.sessions.sweep_interval)
             self.sessions.sweep()
+            await asyncio.sleep(self.sessions.sweep_interval)
 
     def disconnect(
         self, connections: Iterable[Connection], disconnect: Disconnect, spared: Iterable[str] = ()

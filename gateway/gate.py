@@ -371,7 +371,8 @@ def upgrade_route(reception: Reception) -> Callable[[web.Request], Any]:
         transport = request.transport
         protocol = request.protocol
         if transport is None:
-            return web.StreamResponse()  # to nobody: the client left while it waited for its turn
+            _ABANDONED.inc()  # while it waited for its turn
+            return web.StreamResponse()  # to nobody
         peer = transport.get_extra_info("peername")
         decision, address = reception.admit(
             request.method,

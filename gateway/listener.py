@@ -18,6 +18,7 @@ from typing import Final
 ACCEPTS_PER_TURN: Final = 16  # of which those that find nothing cost 0.4 µs each
 # Connections that the kernel holds until a turn takes them. Systems allow 4,096 at most, usually.
 BACKLOG: Final = 4096
+_OTHER_BACKLOG: Final = 100  # asyncio's default
 
 # `tcpi_unacked` of struct tcp_info, which of a socket that listens is the line (tcp(7), ss -l).
 _ACCEPT_QUEUE: Final = struct.Struct("=24xI")
@@ -43,9 +44,16 @@ async def accepting(
 ) -> AsyncIterator[None]:
     """Give each connection that comes a protocol of its own. At the end the socket is closed."""
     loop = asyncio.get_running_loop()
-    with contextlib.ExitStack() as servers:
-        for number in range(ACCEPTS_PER_TURN):
+    times, backlog = (ACCEPTS_PER_TURN, BACKLOG) if _takes_one(loop) else (1, _OTHER_BACKLOG)
+    with contextlib.ExitStack() as ends:
+        for number in range(times):
             end = listener.dup() if number else listener
-            server = await loop.create_server(protocol, sock=end, backlog=BACKLOG)
-            servers.callback(server.close)
+            ends.callback(end.close)  # in case that nobody takes it over
+            server = await loop.create_server(protocol, sock=end, backlog=backlog)
+            ends.callback(server.close)
         yield
+
+
+def _takes_one(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether it is uvloop. asyncio's own takes as many a turn as the line may hold."""
+    return type(loop).__module__.partition(".")[0] == "uvloop"

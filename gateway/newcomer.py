@@ -29,15 +29,15 @@ from gateway.protocol.session_frames import (
     Resume,
 )
 from gateway.session_connection import SessionConnection
+from gateway.sessions import BACKOFFS_REMEMBERED
 from metrics import instruments
 
 logger = logging.getLogger(__name__)
 
 # Resumptions that one socket may try in vain before it is closed. A client has one session.
 VAIN_RESUMES_MAX: Final = 4
-# All clients of one library declare the same, and so can share one object.
-BACKOFFS_REMEMBERED: Final = 256
 _RESUMED: Final = instruments.SESSION_RESUMES.labels("resumed")
+# All clients of one library declare the same, and so can share one object.
 _in_seconds: Final = lru_cache(BACKOFFS_REMEMBERED)(BackoffDeclaration.in_seconds)
 _RESUME_PREFIX: Final = '{"session":{"resume"'
 

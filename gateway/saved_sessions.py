@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 import msgspec
@@ -33,6 +33,7 @@ from gateway.protocol.session import NEVER, SavedSession
 from gateway.protocol.subscription import Subscription, SubscriptionState
 from gateway.resume_tokens import SessionId
 from gateway.session_connection import SessionConnection
+from gateway.sessions import BACKOFFS_REMEMBERED
 from metrics import instruments
 from store import sessions as table
 from store.pool import Database, is_unavailable
@@ -224,7 +225,7 @@ class SavedSessions:
             saved.client,
             saved.address,
             SessionId(session_id),
-            saved.backoff,
+            _shared(saved.backoff),
             saved.session,
             expires_at=now + saved.remaining,
             slot=None if saved.slot is None else now + saved.slot,
@@ -269,6 +270,12 @@ class SavedSessions:
             subscription.expires_at = _moment(item.lifetime, now)
             subscriptions.append(subscription)
         return subscriptions
+
+
+@lru_cache(BACKOFFS_REMEMBERED)
+def _shared(backoff: DeclaredBackoff) -> DeclaredBackoff:
+    """One object for all who declare the same, as among those that were not saved."""
+    return backoff
 
 
 def _read(state: bytes) -> SavedConnection | None:

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 TICK: Final = 0.25  # seconds; the shortest deadline on the wire is whole seconds
 NEVER: Final = float("inf")
 SLOTS: Final = 512  # two minutes ahead; later deadlines wait in the last slot and are put back
+AFTER_ERROR: Final = 20  # ticks until whoever raised has another chance
 # Seconds by which a turn is late before it counts as a stall. Far above what a busy loop does to
 # its timers, and far below the shortest deadline, so that what isn't excused never matters.
 STALL: Final = 0.25
@@ -154,5 +155,7 @@ class Wheel:
                     self.add(timed)
                 elif deadline != NEVER:
                     self._hold(timed, self._tick_of(deadline))
-            except Exception:  # must not cost all others their deadlines
+            except Exception:  # must not cost all others their deadlines, nor itself the next one
                 logger.exception("a deadline could not be handled")
+                if not timed.wheel_tick:
+                    self._hold(timed, tick + AFTER_ERROR)

@@ -373,7 +373,7 @@ class Client(OperatingClient):
         elif now >= self._pong_by:
             self._close(NO_PONG, "")
         elif now >= self._token_ends + self._rules.expiry_grace:
-            own = self.expires_at == self._token_ends
+            own = now >= self.expires_at + self._rules.expiry_grace
             expired = CONNECTION_EXPIRED if own else SUBSCRIPTION_EXPIRED
             self._close(expired, "not refreshed in time")
         elif now >= self._ping_at:

@@ -16,6 +16,7 @@ from aiohttp import web
 from gateway.acceptance import TURN_BUDGET, AcceptControl
 from gateway.gate import Gate, Reception, upgrade_route
 from gateway.link import Link
+from gateway.listener import accepting
 from gateway.protocol.handshake import Accepted, OriginPolicy, Refused
 from gateway.wheel import Wheel
 from tests.integration.conftest import StartServer
@@ -99,16 +100,15 @@ class Entrance:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[int]:
         """Listen; gives the port."""
-        server = await self.loop.create_server(
-            lambda: Gate(self.reception), "127.0.0.1", 0, backlog=4096
-        )
+        listener = socket.socket()
+        listener.setblocking(False)
+        listener.bind(("127.0.0.1", 0))
         try:
-            yield server.sockets[0].getsockname()[1]
+            async with accepting(listener, lambda: Gate(self.reception)):
+                yield listener.getsockname()[1]
         finally:
-            server.close()
             for transport in self._transports:
                 transport.abort()
-            await server.wait_closed()
 
 
 def plain_socket(stack: ExitStack, port: int) -> socket.socket:
@@ -148,7 +148,7 @@ async def test_upgrades_that_are_all_there_at_once_take_a_slice_of_each_turn() -
             herd = []
             for _ in range(HERD):
                 herd.append(plain_socket(stack, port))
-                await asyncio.sleep(0)  # takes one connection
+                await asyncio.sleep(0)  # takes it
             for client in herd:
                 client.send(UPGRADE)
             assert entrance.received == 1

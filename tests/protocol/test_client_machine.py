@@ -331,6 +331,14 @@ class ClientMachine(RuleBasedStateMachine):
         assert live == self.world.inside
 
     @invariant()
+    def the_next_deadline_is_never_behind_the_end_of_a_token(self) -> None:
+        client = self.world.client
+        if client.phase is not Phase.CLOSED:
+            ends = [client.expires_at, *(sub.expires_at for sub in client.subscriptions.values())]
+            assert client._token_ends == min(ends)
+            assert client.next_deadline() <= min(ends) + client._rules.expiry_grace
+
+    @invariant()
     def limits_are_kept(self) -> None:
         assert len(self.world.client.subscriptions) <= CHANNELS_MAX
         waiting = [

@@ -5,8 +5,8 @@ import random
 import socket
 from typing import Final
 
-# Below those that systems give to outgoing connections: while a server of ours is down, its port
-# must not become the other end of some other test's connection.
+# Below those that Linux gives to outgoing connections unless it is told otherwise: while a server
+# of ours is down, its port must not become the other end of some other test's connection.
 _RANGE: Final = range(12_000, 32_000)
 _chance = random.SystemRandom()  # tests may seed `random`, and several run at the same time
 

@@ -390,7 +390,7 @@ def serve_one_a_turn(node: Node, seconds: float, outside: int) -> None:
 
 
 def test_who_waits_in_the_kernel_waits_too() -> None:
-    """The loop accepts one connection a turn, so under load most of the line is there."""
+    """A turn takes some of them, and under load more have come when it ends."""
     full, busy = node(), node()
     before = full.control.statistics().explained
     serve_one_a_turn(full, 5.0, outside=OUTSIDE_MIN)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.acceptance import OUTSIDE_MIN
 from gateway.listener import ACCEPTS_PER_TURN, BACKLOG, accept_queue, accepting
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 
@@ -47,7 +49,7 @@ class Noting(asyncio.Protocol):
 def bound() -> socket.socket:
     listener = socket.socket()
     listener.setblocking(False)
-    listener.bind(("127.0.0.1", 0))
+    listener.bind(("127.0.0.1", free_port()))  # one that stays free afterwards
     return listener
 
 
@@ -79,6 +81,10 @@ async def test_nobody_is_taken_afterwards() -> None:
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address)
     assert len(came) == 1
+
+
+def test_a_line_counts_as_one_when_a_turn_does_not_empty_it() -> None:
+    assert OUTSIDE_MIN >= 2 * ACCEPTS_PER_TURN
 
 
 def test_the_operators_page_has_these_numbers() -> None:

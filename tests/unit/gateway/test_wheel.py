@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.wheel import SLOTS, STALL, TICK, Wheel
+from gateway.wheel import AFTER_ERROR, SLOTS, STALL, TICK, Wheel
 from metrics import instruments
 from tests.support.clock import ManualLoop, manual_loop
 
@@ -484,6 +484,22 @@ def test_one_that_raises_costs_the_others_nothing(
     assert [len(timed.called) for timed in others] == [1, 1, 1]
     assert len(broken.called) == 1
     assert [record.message for record in caplog.records] == ["a deadline could not be handled"]
+
+
+def test_one_that_raised_is_asked_again_before_long(wheel: Wheel, loop: ManualLoop) -> None:
+    """Or a mistake somewhere would leave a connection that is never pinged again."""
+
+    def fail_once(timed: Timed) -> None:
+        timed.deadline = loop.time() + 1.0
+        if len(timed.called) == 1:
+            raise ValueError("broken")
+
+    broken = Timed(loop, loop.time() + 1.0, fail_once)
+    wheel.add(broken)
+    loop.advance(1.0 + (AFTER_ERROR + 1) * TICK)
+    assert len(broken.called) == 2
+    loop.advance(3.0)
+    assert len(broken.called) >= 4
 
 
 def test_a_wheel_that_was_stopped_calls_nobody(wheel: Wheel, loop: ManualLoop) -> None:
