@@ -58,14 +58,14 @@ class SubscribingClient(ClientBase):
         subscription = Subscription(channel, options)
         subscription.command_id = command_id
         if request.token:
-            self.subscriptions[channel] = subscription
+            self.subscriptions[subscription.channel] = subscription
 
             def answer(grant: SubscribeGrant | TokenError, now: float) -> None:
                 self._take_subscribe_grant(subscription, request, grant, now)
 
             self._actions.verify_subscribe(request.token, answer)
         elif self._rules.channels.may_subscribe(channel, options, self.user):
-            self.subscriptions[channel] = subscription
+            self.subscriptions[subscription.channel] = subscription
             subscription.ask(request)
             self._open(subscription)
         else:
@@ -241,7 +241,7 @@ class SubscribingClient(ClientBase):
         if subscription is None:
             return BAD_REQUEST
         subscription.since = since if subscription.recoverable else None
-        self.subscriptions[channel] = subscription
+        self.subscriptions[subscription.channel] = subscription
         self._open(subscription)
         return None
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from sys import intern
 from typing import Final
 
 from gateway.protocol.channels import ChannelOptions
@@ -41,7 +42,8 @@ class Subscription:
     )
 
     def __init__(self, channel: str, options: ChannelOptions) -> None:
-        self.channel = channel
+        # Each client's command brings a copy of the name; ten thousand in a channel share one.
+        self.channel = intern(channel)
         self.options = options
         self.state = SubscriptionState.OPENING
         self.command_id = 0  # of the subscribe command; 0 when the server subscribes
