@@ -12,6 +12,7 @@ from itertools import count, pairwise
 
 import pytest
 
+from gateway.listener import ACCEPTS_PER_TURN
 from gateway.protocol import codes
 from tests.integration.conftest import StartServer
 from tests.support.peer import Ended, Peer, open_peer
@@ -132,8 +133,9 @@ async def test_whoever_comes_early_gets_a_fresh_slot(server: ServerProcess) -> N
     _, slots = await herd(server, BURST + 60)
     address, slot = max(slots.items(), key=lambda told: told[1])
     before = events(await scrape(server))
-    # What has become free meanwhile is taken by those who come right before it.
-    others = [next(_addresses) for _ in range(BURST + 10)]
+    # What has become free meanwhile is taken by those who come right before it. Of those who are
+    # accepted in one turn anybody may be the first.
+    others = [next(_addresses) for _ in range(BURST + 10 + ACCEPTS_PER_TURN)]
     loop = asyncio.get_running_loop()
     async with newcomers(server, [*others, address]) as peers:
         early = await outcome(peers[-1])
@@ -142,7 +144,6 @@ async def test_whoever_comes_early_gets_a_fresh_slot(server: ServerProcess) -> N
 
     assert early is not None
     assert at < slot < at + early.advice["retry"] / 1000
-    assert all(early.advice["retry"] > ended.advice["retry"] for ended in told)
     after = events(await scrape(server))
     assert after["early"] == before["early"] + 1
     assert after["handed_out"] == before["handed_out"] + 1 + len(told)
